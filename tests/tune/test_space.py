@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import optuna
+import pytest
+from pydantic import ValidationError
+
+from migvis.config import PRESETS
+from migvis.errors import InputError
+from tune.space import PARAMETERS, SearchSpace, apply, parameters_of, two_digits
+from tune.study_config import load_study_config
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def space(*overrides: str, pictures: int = 900) -> SearchSpace:
+    return SearchSpace.of(load_study_config(None, overrides), pictures)
+
+
+def test_defaults_are_the_designs() -> None:
+    full = space()
+    assert full.pc_weight == (1e-6, 1e-1)
+    assert (full.group_count, full.group_rank) == ((2, 8), (1, 8))
+    assert full.infonce_batch == (16, 32, 64, 128, 256, 512)
+    assert (full.edit_step, full.guidance_scale) == ((0.3, 0.95), (0.1, 100.0))
+
+
+def test_infonce_batch_is_at_most_the_training_pictures() -> None:
+    assert space(pictures=100).infonce_batch == (16, 32, 64)
+    with pytest.raises(InputError, match=r"critic\.infonce_batch.*40.*64"):
+        space(pictures=40)
+    with pytest.raises(InputError, match=r"search\.infonce_batch"):
+        space("critic.infonce_batch=8", pictures=10)
+
+
+def test_diagonal_readout_fixes_the_rank() -> None:
+    assert space("vae.readout=diagonal").group_rank == (3, 3)
+
+
+def test_suggestions_are_rounded_in_range_and_applicable() -> None:
+    full = space()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(200):
+        params = full.suggest(study.ask())
+        assert tuple(params) == tuple(PARAMETERS)
+        assert params["pc_weight"] == two_digits(params["pc_weight"])
+        assert 1e-6 <= params["pc_weight"] <= 1e-1
+        assert 0.1 <= params["guidance_scale"] <= 100
+        assert 0.3 <= params["edit_step"] <= 0.95
+        assert params["edit_step"] == pytest.approx(round(params["edit_step"] / 0.05) * 0.05)
+        assert parameters_of(apply(PRESETS["quick"], params)) == params
+        seen.add(params["edit_step"])
+    assert len(seen) == 14
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_trial_0_is_the_presets_configuration(preset: str) -> None:
+    params = space().start(PRESETS[preset])
+    assert apply(PRESETS[preset], params) == PRESETS[preset]
+    for name, distribution in space().distributions().items():
+        assert distribution._contains(distribution.to_internal_repr(params[name])), name
+
+
+def test_trial_0_moves_to_the_nearest_value() -> None:
+    config = load_study_config(None, ["vae.pc_weight=0", "vae.group_rank=12", "critic.infonce_batch=100", "synthesis.edit_step=0.47"])
+    start = SearchSpace.of(config, 900).start(config.configuration)
+    assert (start["pc_weight"], start["group_rank"], start["infonce_batch"], start["edit_step"]) == (1e-6, 8, 128, 0.45)
+
+
+def test_apply_changes_only_the_searched_values_and_validates() -> None:
+    base = PRESETS["quick"]
+    changed = apply(base, {"guidance_scale": 3.0})
+    assert changed.synthesis.guidance_scale == 3.0
+    assert changed.vae == base.vae
+    assert base.synthesis.guidance_scale == 1.0
+    with pytest.raises(InputError):
+        apply(base, {"epochs": 3})
+    with pytest.raises(ValidationError):
+        apply(base, {"edit_step": 0.99})
+
+
+def test_digest_tells_spaces_apart() -> None:
+    assert space().digest() == space().digest()
+    assert space().digest() != space("search.group_count=[2, 6]").digest()
+    assert space().digest() != space(pictures=100).digest()

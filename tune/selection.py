@@ -1,0 +1,147 @@
+"""Which trial is selected: pure functions over the finished trials."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from migvis.errors import InputError
+
+OBJECTIVES = ("group_mig", "selectivity", "realism")
+"""What the search maximises, each on a fixed [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished trial. constraint: feasible at 0 or below (None: none was asked); metrics may lack objectives."""
+
+    number: int
+    params: dict[str, Any]
+    metrics: Mapping[str, float]
+    constraint: float | None = None
+
+    @property
+    def feasible(self) -> bool:
+        return self.constraint is None or self.constraint <= 0
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The selected trial, the rule that selected it, and a warning to be said loudly (empty: none)."""
+
+    trial: int
+    params: dict[str, Any]
+    rule: str
+    warning: str = ""
+
+
+Rule = Callable[[Sequence[Candidate]], int]
+"""A rule of one's own: candidates in, the selected trial's number out."""
+
+
+def clipped(metrics: Mapping[str, float], objectives: Sequence[str]) -> tuple[float, ...] | None:
+    """The objectives on their fixed [0, 1], or None if one is absent or not finite."""
+    values = [metrics.get(name, math.nan) for name in objectives]
+    if not all(math.isfinite(value) for value in values):
+        return None
+    return tuple(min(max(float(value), 0.0), 1.0) for value in values)
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Rows of points [n, k] (all maximised) that no other row dominates: bool [n]; equal rows all stay."""
+    at_least = (points[None, :, :] >= points[:, None, :]).all(axis=2)
+    better = (points[None, :, :] > points[:, None, :]).any(axis=2)
+    return ~(at_least & better).any(axis=1)
+
+
+def hypervolume(points: np.ndarray) -> float:
+    """Volume in [0, 1]^k that points [n, k] (maximised, clipped to [0, 1]) dominate, measured from the origin."""
+    from optuna._hypervolume import compute_hypervolume
+
+    if len(points) == 0:
+        return 0.0
+    return float(compute_hypervolume(1.0 - np.clip(points, 0.0, 1.0), np.ones(points.shape[1])))
+
+
+def ideal_corner(candidates: Sequence[Candidate], objectives: Sequence[str] = OBJECTIVES) -> Selected:
+    """The feasible Pareto point nearest to the ideal corner (1, …, 1) of the clipped objectives.
+
+    Equal distances: the lower trial number. With no feasible point, the trial of the highest neural_r2, and
+    the warning says so. Raises InputError without any candidate.
+    """
+    if not candidates:
+        raise InputError("selection: the study has no finished trial")
+    scored = [(candidate, values) for candidate in candidates if (values := clipped(candidate.metrics, objectives)) is not None]
+    feasible = [(candidate, values) for candidate, values in scored if candidate.feasible]
+    if feasible and objectives:
+        points = np.asarray([values for _, values in feasible])
+        distance = np.where(pareto_front(points), np.linalg.norm(1.0 - points, axis=1), np.inf)
+        order = sorted(range(len(feasible)), key=lambda index: (distance[index], feasible[index][0].number))
+        chosen = feasible[order[0]][0]
+        return Selected(chosen.number, dict(chosen.params), "ideal_corner")
+    best = max((candidate for candidate, _ in scored), key=_by_r2, default=None) or max(candidates, key=_by_r2)
+    warning = (
+        f"NO TRIAL MET THE neural_r2 CONSTRAINT ({len(candidates)} finished): selected trial {best.number}, the highest neural_r2"
+        f" ({best.metrics.get('neural_r2', math.nan):.3f}). Its edits are not to be trusted; lower search.pc_weight or raise the rank."
+    )
+    return Selected(best.number, dict(best.params), "ideal_corner (none feasible: highest neural_r2)", warning)
+
+
+def _by_r2(candidate: Candidate) -> tuple[float, int]:
+    value = candidate.metrics.get("neural_r2", -math.inf)
+    return (value if math.isfinite(value) else -math.inf, -candidate.number)
+
+
+def best_of(candidates: Sequence[Candidate], metric: str) -> Selected:
+    """The feasible trial with the highest `metric` (any trial if none is feasible, and the warning says so)."""
+    known = sorted({name for candidate in candidates for name in candidate.metrics})
+    having = [candidate for candidate in candidates if math.isfinite(candidate.metrics.get(metric, math.nan))]
+    if not having:
+        raise InputError(f"selection: best:{metric}: no finished trial has that metric; they have {', '.join(known) or 'none'}")
+    feasible = [candidate for candidate in having if candidate.feasible]
+    chosen = max(feasible or having, key=lambda candidate: (candidate.metrics[metric], -candidate.number))
+    warning = "" if feasible else f"NO TRIAL MET THE neural_r2 CONSTRAINT: selected trial {chosen.number} by {metric} alone."
+    return Selected(chosen.number, dict(chosen.params), f"best:{metric}", warning)
+
+
+def load_rule(name: str) -> Rule:
+    """The function of a dotted name "module:function". Raises InputError where there is none."""
+    module, colon, function = name.partition(":")
+    try:
+        rule = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"search.rule: {name!r}: {error}") from None
+    if not colon or not callable(rule):
+        raise InputError(f'search.rule: expected "ideal_corner", "best:METRIC" or "module:function", got {name!r}')
+    return rule
+
+
+def check_rule(name: str) -> None:
+    """Raises InputError before a study starts rather than at its end."""
+    if name != "ideal_corner" and not name.removeprefix("best:").strip():
+        raise InputError("search.rule: best: needs a metric, such as best:group_mig")
+    if name != "ideal_corner" and not name.startswith("best:"):
+        load_rule(name)
+
+
+def select(candidates: Sequence[Candidate], rule: str = "ideal_corner", objectives: Sequence[str] = OBJECTIVES) -> Selected:
+    """The selected trial by `rule`: "ideal_corner", "best:METRIC", or "module:function" (a Rule).
+
+    Raises InputError for an unknown rule, without candidates, or if a rule names a trial that is not there.
+    """
+    if not candidates:
+        raise InputError("selection: the study has no finished trial")
+    if rule == "ideal_corner":
+        return ideal_corner(candidates, objectives)
+    if rule.startswith("best:"):
+        return best_of(candidates, rule.removeprefix("best:"))
+    number = load_rule(rule)(candidates)
+    for candidate in candidates:
+        if candidate.number == number:
+            return Selected(number, dict(candidate.params), rule)
+    raise InputError(f"search.rule: {rule} selected trial {number!r}, which is not a finished trial")
