@@ -18,8 +18,8 @@ def check_contents(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     image = _require(path, arrays, "stimuli/image")
     if image.dtype != np.uint8:
         raise InputError(f"{path}: stimuli/image: uint8 expected, got {image.dtype}")
-    if image.ndim != 3 or image.shape[1] != image.shape[2] or image.shape[1] < 8:
-        raise InputError(f"{path}: stimuli/image: shape [S, H, W] with H = W of 8 or more expected, got {image.shape}")
+    if image.ndim != 3 or image.shape[1] != image.shape[2] or image.shape[1] < 8 or image.shape[1] % 8:
+        raise InputError(f"{path}: stimuli/image: shape [S, H, W] with H = W a multiple of 8 expected, got {image.shape}")
     count = len(image)
     picture_id = picture_ids(image)
     if count == 0 or picture_id.max() < 1:
