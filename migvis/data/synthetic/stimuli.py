@@ -1,0 +1,75 @@
+"""The synthetic data set: ray-traced stimuli with HvM's three levels of variation, and two simulated subjects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from migvis.config import DataConfig
+from migvis.data.dataset import Stimuli, Subject, write_dataset
+from migvis.data.splits import grouped_split, picture_ids
+from migvis.data.synthetic.objects import CATEGORIES, OBJECTS_PER_CATEGORY, object_models
+from migvis.data.synthetic.population import simulate_responses, stimulus_features
+from migvis.data.synthetic.renderer import render
+from migvis.errors import InputError
+
+UNIT_COUNTS = {"M1": 58, "M2": 110}
+"""Sites per subject, as in the papers."""
+
+VARIATION_LEVELS = {0: (0.0, 1.0, 0.0), 3: (45.0, 1.1, 0.08), 6: (90.0, 1.2, 0.16)}
+"""Variation level -> largest rotation (degrees), largest scale factor, largest position (half image widths)."""
+
+
+def draw_poses(variation: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Poses [n, 6] for variation levels [n]: uniform rotations and positions, log-uniform scales."""
+    limits = np.array([VARIATION_LEVELS[int(level)] for level in variation]).reshape(-1, 3)
+    draws = generator.uniform(-1, 1, (len(variation), 6))
+    return np.column_stack([limits[:, :1] * draws[:, :3], limits[:, 1] ** draws[:, 3], limits[:, 2:] * draws[:, 4:]])
+
+
+def synthetic_stimuli(count: int, image_size: int, seed: int) -> Stimuli:
+    """`count` stimuli over all 64 objects: one of variation 0 each, the rest half of variation 3, half of variation 6.
+
+    Raises InputError when `count` leaves no varied stimulus per object and level (at least 192).
+    """
+    objects = len(object_models())
+    if count < 3 * objects:
+        raise InputError(f"data.stimulus_count: at least {3 * objects} (three per object), got {count}")
+    generator = np.random.default_rng([seed, 0])
+    object_id = np.arange(count) % objects
+    turn = np.arange(count) // objects
+    variation = np.where(turn == 0, 0, np.where(turn % 2 == 1, 3, 6))
+    pose = draw_poses(variation, generator)
+    images = render(torch.from_numpy(object_id), torch.from_numpy(pose), image_size)
+    pixels = ((images[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    return Stimuli(
+        image=pixels,
+        id=np.array([f"synthetic-{index:05d}" for index in range(count)]),
+        category_id=object_id // OBJECTS_PER_CATEGORY,
+        object_id=object_id,
+        pose=pose.astype(np.float32),
+        variation=variation,
+        category_names=CATEGORIES,
+    )
+
+
+def make_synthetic(config: DataConfig, path: Path) -> Path:
+    """Writes the synthetic data set that `config` describes to `path` (HDF5) and returns the path."""
+    stimuli = synthetic_stimuli(config.stimulus_count, config.image_size, config.seed)
+    assert stimuli.category_id is not None
+    assert stimuli.object_id is not None
+    assert stimuli.pose is not None
+    subjects = {}
+    for number, (name, units) in enumerate(UNIT_COUNTS.items()):
+        features = stimulus_features(stimuli.category_id, stimuli.object_id, stimuli.pose.astype(np.float64), config.seed)
+        response = simulate_responses(
+            features, units, config.repetitions, config.signal_to_noise, config.seed * len(UNIT_COUNTS) + number
+        )
+        repetitions = np.full(len(response), config.repetitions, dtype=np.int64)
+        subjects[name] = Subject(name, response, repetitions, np.array([f"{name}-{unit:03d}" for unit in range(units)]))
+    split = grouped_split(picture_ids(stimuli.image), config.split, config.seed, strata=stimuli.object_id)
+    attributes = {"signal_to_noise": config.signal_to_noise, "repetitions": config.repetitions, "seed": config.seed}
+    write_dataset(path, stimuli, subjects, split, source="synthetic", attributes=attributes)
+    return path

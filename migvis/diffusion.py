@@ -1,0 +1,198 @@
+"""Noise schedule, DDIM inversion and sampling (Algorithm 1): pure functions, one algorithm each; and the denoiser's fit.
+
+α_t is the cumulative product: y_t = √α_t·y_0 + √(1 − α_t)·ε (A Eq. 7), t = 0…T with α_0 = 1. DDIM runs in
+ȳ = y/√α_t coordinates, where it is an Euler step in the noise level σ_t = √(1/α_t − 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from migvis import randomness
+from migvis.config import MAX_EDIT_STEP, DenoiserConfig
+from migvis.errors import InputError
+from migvis.training import FitResult, Progress, Shard, fit
+from migvis.unet import UNet
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""ε_θ: (y_t [n, 1, H, W], t [n] int64) -> predicted noise [n, 1, H, W]."""
+
+_ALPHA_FLOOR = 1e-5
+
+
+def noise_schedule(steps: int, kind: Literal["sigmoid"] = "sigmoid") -> Tensor:
+    """α_0…α_T, float32 [steps + 1]: α_t = [sg(3) − sg(6t/T − 3)]/[sg(3) − sg(−3)], floored at 1e-5 (it ends at 0).
+
+    Raises InputError for fewer than 2 steps or an unknown kind.
+    """
+    if steps < 2:
+        raise InputError(f"diffusion_steps: at least 2, got {steps}")
+    if kind != "sigmoid":
+        raise InputError(f"noise schedule: known kinds are 'sigmoid', got {kind!r}")
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    low, high = torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64)), torch.sigmoid(torch.tensor(3.0, dtype=torch.float64))
+    return ((high - torch.sigmoid(6 * t - 3)) / (high - low)).clamp(min=_ALPHA_FLOOR).float()
+
+
+def noise_levels(alphas: Tensor) -> Tensor:
+    """σ_t = √(1/α_t − 1), [T + 1]."""
+    return (1 / alphas - 1).clamp(min=0).sqrt()
+
+
+def edit_step_index(edit_step: float, steps: int) -> int:
+    """The integer t′ in 1…⌊0.95 T⌋ of an edit step given as a fraction of T."""
+    if not 0 < edit_step <= MAX_EDIT_STEP:
+        raise InputError(f"synthesis.edit_step: a fraction of T in (0, {MAX_EDIT_STEP}], got {edit_step}")
+    return max(1, min(round(edit_step * steps), max_edit_index(steps)))
+
+
+def max_edit_index(steps: int) -> int:
+    """⌊0.95 T⌋, the last step that is inverted or drawn for the pool."""
+    return math.floor(MAX_EDIT_STEP * steps + 1e-9)
+
+
+def add_noise(images: Tensor, noise: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
+    """y_t = √α_t·y_0 + √(1 − α_t)·ε for images and noise [n, 1, H, W] and t [n]."""
+    alpha = alphas[t][:, None, None, None]
+    return alpha.sqrt() * images + (1 - alpha).sqrt() * noise
+
+
+def predict_clean(noisy: Tensor, noise: Tensor, alpha: Tensor | float) -> Tensor:
+    """x̂₀ = (y_t − √(1 − α_t)·ε)/√α_t (A Eq. 8)."""
+    alpha = torch.as_tensor(alpha, dtype=noisy.dtype, device=noisy.device)
+    return (noisy - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+
+
+def clip_clean(denoise: Denoise, alphas: Tensor) -> Denoise:
+    """Wraps a denoiser so that its x̂₀ lies in [−1, 1]; ε is re-derived at the α_t of the t it is called with."""
+
+    def clipped(noisy: Tensor, t: Tensor) -> Tensor:
+        alpha = alphas[t][:, None, None, None]
+        clean = predict_clean(noisy, denoise(noisy, t), alpha).clamp(-1, 1)
+        return (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+
+    return clipped
+
+
+def _check_edit_step(edit_step: int, alphas: Tensor) -> None:
+    limit = max_edit_index(len(alphas) - 1)
+    if not 1 <= edit_step <= limit:
+        raise InputError(f"edit_step: an integer in 1…{limit} (0.95 T), got {edit_step}")
+
+
+def ddim_invert(denoise: Denoise, images: Tensor, alphas: Tensor, edit_step: int, trajectory: bool = False) -> Tensor:
+    """The state at t′ = edit_step of images [n, 1, H, W] by deterministic DDIM inversion (Algorithm 1, lines 2–3).
+
+    ȳ_t = ȳ_{t−1} + (σ_t − σ_{t−1})·ε_θ(y_{t−1}, t). With `trajectory`, all states [t′ + 1, n, 1, H, W], the images first.
+    Raises InputError for an edit step outside 1…⌊0.95 T⌋.
+    """
+    _check_edit_step(edit_step, alphas)
+    sigma = noise_levels(alphas)
+    state, states = images, [images]
+    for t in range(1, edit_step + 1):
+        noise = denoise(state, torch.full((len(images),), t, device=images.device))
+        scaled = state / alphas[t - 1].sqrt() + (sigma[t] - sigma[t - 1]) * noise
+        state = alphas[t].sqrt() * scaled
+        if trajectory:
+            states.append(state)
+    return torch.stack(states) if trajectory else state
+
+
+def ddim_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int) -> Tensor:
+    """Images [n, 1, H, W] from states at t′ = edit_step by deterministic DDIM sampling (Algorithm 1, lines 4–6).
+
+    ȳ_{t−1} = ȳ_t + (σ_{t−1} − σ_t)·ε(y_t, t). Guidance is inside `denoise`; nothing is clamped here.
+    Raises InputError for an edit step outside 1…⌊0.95 T⌋.
+    """
+    _check_edit_step(edit_step, alphas)
+    sigma = noise_levels(alphas)
+    state = noisy
+    for t in range(edit_step, 0, -1):
+        noise = denoise(state, torch.full((len(noisy),), t, device=noisy.device))
+        scaled = state / alphas[t].sqrt() + (sigma[t - 1] - sigma[t]) * noise
+        state = alphas[t - 1].sqrt() * scaled
+    return state
+
+
+def denoising_loss(unet: UNet, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of the velocity √α_t·ε − √(1 − α_t)·y_0: the ε loss with weight 1/α_t.
+
+    The plain ε loss hardly weighs x̂₀ at large t, where edits start (see UNet for the parameterisation).
+    """
+    alpha = unet.alphas[t][:, None, None, None]
+    noisy = add_noise(images, noise, t, unet.alphas)
+    return functional.mse_loss(unet.velocity(noisy, t), alpha.sqrt() * noise - (1 - alpha).sqrt() * images)
+
+
+def fit_denoiser(
+    images: Tensor,
+    config: DenoiserConfig,
+    *,
+    seed: int,
+    shard: Shard | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    device: str = "cpu",
+) -> tuple[UNet, FitResult]:
+    """Fits ε_θ to training images [n, 1, H, W] in [−1, 1]; returns the averaged (EMA) U-Net in evaluation mode.
+
+    t is uniform in 1…T; images are flipped left to right at random. Raises FitError at a non-finite loss.
+    """
+    shard = shard or Shard()
+    alphas = noise_schedule(config.diffusion_steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.derive_seed(seed, "denoiser"))
+        unet = UNet(config, images.shape[-1], alphas)
+    unet = unet.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    images = images.to(device)
+    shape = tuple(images.shape[1:])
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        rows = shard.take(randomness.epoch_batch(seed, "denoiser-batch", step, len(images), config.batch_size)).to(device)
+        batch = images[rows]
+        if config.horizontal_flip:
+            flip = randomness.uniform(seed, "denoiser-flip", step, rows) < 0.5
+            batch = torch.where(flip[:, :, None, None], batch.flip(-1), batch)
+        t = randomness.integers(seed, "denoiser-time", step, rows, 1, config.diffusion_steps)
+        noise = randomness.normal(seed, "denoiser-noise", step, rows, shape)
+        return denoising_loss(unet, batch, noise, t), {}
+
+    result = fit(
+        unet,
+        step_loss,
+        name="denoiser",
+        steps=config.training_steps,
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        ema_decay=config.ema_decay,
+        precision="bf16" if device.startswith("cuda") else "fp32",
+        checkpoint=checkpoint,
+        shard=shard,
+        progress=progress,
+    )
+    return unet.eval().requires_grad_(False), result
+
+
+@torch.no_grad()
+def denoised_pool(denoise: Denoise, images: Tensor, alphas: Tensor, draws: int, seed: int, batch: int = 256) -> Tensor:
+    """x̂₀ of noised images, [n, draws, 1, H, W]: what a critic meets during synthesis, at t uniform in 1…⌊0.95 T⌋.
+
+    `images` [n, 1, H, W] in [−1, 1]; `denoise` already clips x̂₀.
+    """
+    limit = max_edit_index(len(alphas) - 1)
+    pool = torch.empty(len(images), draws, *images.shape[1:])
+    rows = torch.arange(len(images), device=images.device)
+    for draw in range(draws):
+        for part in rows.split(batch):
+            t = randomness.integers(seed, "pool-time", draw, part, 1, limit)
+            noise = randomness.normal(seed, "pool-noise", draw, part, tuple(images.shape[1:]))
+            noisy = add_noise(images[part], noise, t, alphas)
+            pool[part.cpu(), draw] = predict_clean(noisy, denoise(noisy, t), alphas[t][:, None, None, None]).cpu()
+    return pool

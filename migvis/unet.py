@@ -1,0 +1,136 @@
+"""The denoiser: a U-Net (Ronneberger et al. 2015) with a time embedding, that predicts the noise ε."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from migvis.config import DenoiserConfig
+from migvis.errors import InputError
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding [n, width] of diffusion times t [n] (Vaswani et al. 2017)."""
+    half = width // 2
+    frequency = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angle = t.to(torch.float32)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with group normalisation; the time embedding scales and shifts between them."""
+
+    def __init__(self, channels_in: int, channels_out: int, time_width: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(_groups(channels_in), channels_in)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.modulation = nn.Linear(time_width, 2 * channels_out)
+        self.norm_out = nn.GroupNorm(_groups(channels_out), channels_out)
+        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.modulation(time)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.conv_in(functional.silu(self.norm_in(x)))
+        hidden = functional.silu(torch.addcmul(shift, self.norm_out(hidden), 1 + scale))
+        return self.skip(x) + self.conv_out(hidden)
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of the coarsest level."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 48)
+        self.norm = nn.GroupNorm(_groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, channels // self.heads, height * width).transpose(3, 4)
+        mixed = functional.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        return x + self.out(mixed.transpose(2, 3).reshape(n, channels, height, width))
+
+
+class UNet(nn.Module):
+    """ε_θ(y_t, t): images [n, 1, H, W] and times [n] in 1…T to predicted noise [n, 1, H, W].
+
+    `alphas` [T + 1] is the noise schedule. The network's raw output F enters as
+    ε_θ = √(1 − α_t)·y_t + √α_t·F(y_t, t): the part of the noise that is visible in y_t itself need not be learned,
+    which keeps x̂₀ = √α_t·y_t − √(1 − α_t)·F accurate at large t, where it matters to the edits.
+    """
+
+    alphas: Tensor
+
+    def __init__(self, config: DenoiserConfig, image_size: int, alphas: Tensor) -> None:
+        super().__init__()
+        levels = len(config.width_multipliers)
+        if image_size % (config.stem_patch * 2 ** (levels - 1)):
+            raise InputError(
+                f"denoiser.width_multipliers: images of {image_size} px cannot be halved {levels - 1} times "
+                f"after denoiser.stem_patch={config.stem_patch}"
+            )
+        self.patch = config.stem_patch
+        self.base_width = config.base_width
+        self.register_buffer("alphas", alphas.clone(), persistent=False)
+        time_width = 4 * config.base_width
+        widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
+        self.time_mlp = nn.Sequential(nn.Linear(config.base_width, time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU())
+        self.stem = nn.Conv2d(self.patch**2, widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        width = widths[0]
+        for level, level_width in enumerate(widths):
+            blocks = [ResidualBlock(width if b == 0 else level_width, level_width, time_width) for b in range(config.blocks_per_level)]
+            self.down.append(nn.ModuleList(blocks))
+            last = level == levels - 1
+            self.shrink.append(nn.Identity() if last else nn.Conv2d(level_width, level_width, 3, stride=2, padding=1))
+            width = level_width
+        self.middle = nn.ModuleList([ResidualBlock(width, width, time_width), Attention(width), ResidualBlock(width, width, time_width)])
+        for level, level_width in reversed(list(enumerate(widths))):
+            blocks = [
+                ResidualBlock((width if b == 0 else level_width) + level_width, level_width, time_width)
+                for b in range(config.blocks_per_level)
+            ]
+            self.up.append(nn.ModuleList(blocks))
+            self.grow.append(nn.Identity() if level == 0 else nn.Conv2d(level_width, widths[level - 1], 1))
+            width = level_width if level == 0 else widths[level - 1]
+        self.norm = nn.GroupNorm(_groups(width), width)
+        self.head = nn.Conv2d(width, self.patch**2, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def velocity(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """F(y_t, t) [n, 1, H, W], which estimates √α_t·ε − √(1 − α_t)·y_0 (Salimans and Ho 2022)."""
+        time = self.time_mlp(time_embedding(t, self.base_width))
+        x = self.stem(functional.pixel_unshuffle(noisy, self.patch).contiguous(memory_format=torch.channels_last))
+        skips = []
+        for blocks, shrink in zip(self.down, self.shrink, strict=True):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, time)
+                skips.append(x)
+            x = shrink(x)
+        x = self.middle[2](self.middle[1](self.middle[0](x, time)), time)
+        for index, (blocks, grow) in enumerate(zip(self.up, self.grow, strict=True)):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(torch.cat([x, skips.pop()], dim=1), time)
+            x = grow(x)
+            if index < len(self.up) - 1:
+                x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return functional.pixel_shuffle(self.head(functional.silu(self.norm(x))), self.patch)
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        alpha = self.alphas[t][:, None, None, None]
+        return (1 - alpha).sqrt() * noisy + alpha.sqrt() * self.velocity(noisy, t)
+
+
+def _groups(channels: int) -> int:
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
