@@ -23,6 +23,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from migvis.errors import InputError
+from migvis.optimizer import Adam
 
 Term = Tensor | float
 StepLoss = Callable[[int], tuple[Tensor, Mapping[str, Term]]]
@@ -61,7 +62,7 @@ class Progress:
 
 @dataclass
 class FitResult:
-    """`curves[term]` lists (steps done, value), those from before a resume included; `seconds` is this call's wall time."""
+    """`curves[term]` lists (steps done, value), on rank 0 from step 0 on after a resume too; `seconds` is this call's wall time."""
 
     curves: dict[str, list[tuple[int, float]]]
     seconds: float
@@ -113,25 +114,19 @@ def learning_rate_factor(step: int, steps: int, schedule: Literal["constant", "c
 
 
 class _State:
-    """The live tensors of a fit by name: trainable weights, buffers, averaged weights, Adam's moments and step counts."""
+    """The live tensors of a fit by name: trainable weights, buffers, averaged weights, Adam's moments and step count."""
 
-    def __init__(self, model: nn.Module, learning_rate: float, ema_decay: float | None) -> None:
+    def __init__(self, model: nn.Module, ema_decay: float | None) -> None:
         named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.weights: list[Tensor] = list(named.values())
-        self.optimizer = torch.optim.Adam(self.weights, lr=learning_rate, fused=True)
         self.averages = [weight.detach().clone() for weight in self.weights] if ema_decay is not None else []
-        self.tensors: dict[str, Tensor] = {f"model.{name}": weight.detach() for name, weight in named.items()}
+        self.optimizer = Adam(self.weights)
+        self.tensors = {f"model.{name}": weight.detach() for name, weight in named.items()}
         self.tensors |= {f"model.{name}": buffer for name, buffer in model.named_buffers()}
         self.tensors |= {f"ema.{name}": average for name, average in zip(named, self.averages, strict=False)}
-        # Adam would make its state at the first step; made here, it can be saved, loaded and broadcast by name.
-        for name, weight in named.items():
-            moments = {
-                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-                "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
-            }
-            self.optimizer.state[weight] = moments
-            self.tensors |= {f"adam.{key}.{name}": value for key, value in moments.items()}
+        self.tensors |= {f"adam.first.{name}": moment for name, moment in zip(named, self.optimizer.first, strict=True)}
+        self.tensors |= {f"adam.second.{name}": moment for name, moment in zip(named, self.optimizer.second, strict=True)}
+        self.tensors["adam.count"] = self.optimizer.count
 
     def load(self, path: Path, steps: int) -> tuple[int, dict[str, list[tuple[int, float]]]]:
         """Copy the checkpoint at `path` into the live tensors; returns the steps done and the curves."""
@@ -245,7 +240,7 @@ def fit(
     Raises FitError at a non-finite loss or weight (the checkpoint stays the last good one), and InputError
     for a checkpoint that cannot be read or belongs to another fit.
     """
-    state = _State(model, learning_rate, ema_decay)
+    state = _State(model, ema_decay)
     device = state.weights[0].device
     start, curves = 0, dict[str, list[tuple[int, float]]]()
     if checkpoint is not None and shard.rank == 0 and checkpoint.exists():
@@ -259,9 +254,7 @@ def fit(
     for step in range(start, steps):
         with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
             loss, terms = step_loss(step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(step, steps, schedule)
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
         loss.backward()
         loss = _average_over_workers(state.weights, loss, shard.world) if shard.world > 1 else loss.detach()
 
@@ -273,7 +266,7 @@ def fit(
         if device.type == "cpu" or log or save:
             _check_finite(name, pending)
             pending = pending[-1:] if log else []
-        state.optimizer.step()
+        state.optimizer.step(learning_rate * learning_rate_factor(step, steps, schedule))
         if state.averages and ema_decay is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(state.averages, state.weights, 1 - ema_decay)
