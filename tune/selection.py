@@ -84,10 +84,10 @@ def ideal_corner(candidates: Sequence[Candidate], objectives: Sequence[str] = OB
         order = sorted(range(len(feasible)), key=lambda index: (distance[index], feasible[index][0].number))
         chosen = feasible[order[0]][0]
         return Selected(chosen.number, dict(chosen.params), "ideal_corner")
-    best = max((candidate for candidate, _ in scored), key=_by_r2, default=None) or max(candidates, key=_by_r2)
+    best = max(candidates, key=_by_r2)
     warning = (
         f"NO TRIAL MET THE neural_r2 CONSTRAINT ({len(candidates)} finished): selected trial {best.number}, the highest neural_r2"
-        f" ({best.metrics.get('neural_r2', math.nan):.3f}). Its edits are not to be trusted; lower search.pc_weight or raise the rank."
+        f" ({best.metrics.get('neural_r2', math.nan):.3f}). Its latents lose too much of the responses to be trusted."
     )
     return Selected(best.number, dict(best.params), "ideal_corner (none feasible: highest neural_r2)", warning)
 

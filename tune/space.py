@@ -66,11 +66,10 @@ class SearchSpace:
         configuration itself asks for a larger batch.
         """
         search = config.search
-        if config.critic.infonce_batch > training_pictures:
-            raise InputError(
-                f"critic.infonce_batch: at most the {training_pictures} distinct training pictures, got {config.critic.infonce_batch}"
-            )
-        batches = tuple(sorted(batch for batch in search.infonce_batch if batch <= training_pictures))
+        batch = config.critic.infonce_batch
+        if batch > training_pictures:
+            raise InputError(f"critic.infonce_batch: at most the {training_pictures} distinct training pictures, got {batch}")
+        batches = tuple(sorted(choice for choice in search.infonce_batch if choice <= training_pictures))
         if not batches:
             raise InputError(
                 f"search.infonce_batch: no choice is at most the {training_pictures} distinct training pictures, "

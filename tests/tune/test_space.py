@@ -62,7 +62,8 @@ def test_trial_0_is_the_presets_configuration(preset: str) -> None:
 
 
 def test_trial_0_moves_to_the_nearest_value() -> None:
-    config = load_study_config(None, ["vae.pc_weight=0", "vae.group_rank=12", "critic.infonce_batch=100", "synthesis.edit_step=0.47"])
+    overrides = ["vae.pc_weight=0", "vae.group_rank=12", "critic.infonce_batch=100", "synthesis.edit_step=0.47"]
+    config = load_study_config(None, overrides)
     start = SearchSpace.of(config, 900).start(config.configuration)
     assert (start["pc_weight"], start["group_rank"], start["infonce_batch"], start["edit_step"]) == (1e-6, 8, 128, 0.45)
 

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from migvis.errors import InputError
+from tune.ledger import Ledger
+from tune.search import PAYLOAD, LedgerSearcher
+from tune.selection import OBJECTIVES
+from tune.space import SearchSpace, two_digits
+from tune.study_config import load_study_config
+from tune.trial_result import TrialResult, stage_totals
+
+CONFIG = load_study_config(None)
+
+
+def open_ledger(
+    folder: Path, *, trials=8, space=None, seed=3, identity=None, recover=None, retries=2, objectives=OBJECTIVES
+) -> Ledger:
+    space = space or SearchSpace.of(CONFIG, 900)
+    return Ledger(
+        folder / "optuna.db",
+        "study",
+        space=space,
+        objectives=objectives,
+        identity=identity or {"configuration": "a"},
+        seed=seed,
+        trials=trials,
+        startup_trials=3,
+        start=space.start(CONFIG.configuration),
+        retries=retries,
+        recover=recover or (lambda number, params: None),
+    )
+
+
+def result_of(params) -> TrialResult:
+    """A smooth made-up landscape: larger ranks lose nothing, a large pc_weight fails the constraint."""
+    mig = 1 / params["group_rank"]
+    selectivity = 1 - abs(params["edit_step"] - 0.8)
+    realism = 1 / (1 + params["guidance_scale"])
+    constraint = math.log10(params["pc_weight"]) + 2.5
+    metrics = {"neural_r2": 0.9, "group_mig": mig, "selectivity": selectivity, "realism": realism}
+    pruned = constraint > 0
+    return TrialResult({"neural_r2": 0.5} if pruned else metrics, constraint=constraint, pruned=pruned)
+
+
+def run(ledger: Ledger, count: int = 1000) -> list:
+    proposals = []
+    while len(proposals) < count and (proposal := ledger.propose()) is not None:
+        proposals.append(proposal)
+        ledger.finish(proposal.number, result_of(proposal.params))
+    return proposals
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list:
+    return run(open_ledger(tmp_path_factory.mktemp("undisturbed")))
+
+
+def test_trial_0_is_the_presets_and_values_are_stored_rounded(undisturbed, tmp_path) -> None:
+    assert undisturbed[0].params == SearchSpace.of(CONFIG, 900).start(CONFIG.configuration)
+    assert len({tuple(proposal.params.values()) for proposal in undisturbed}) == 8
+    ledger = open_ledger(tmp_path)
+    run(ledger)
+    for frozen, proposal in zip(ledger.study.trials, undisturbed, strict=True):
+        assert frozen.params == proposal.params
+        assert frozen.params["pc_weight"] == two_digits(frozen.params["pc_weight"])
+
+
+def test_gated_trial_is_pruned_with_its_constraint(tmp_path) -> None:
+    ledger = open_ledger(tmp_path, trials=2)
+    number = ledger.propose().number
+    gated = TrialResult({"neural_r2": 0.5}, constraint=0.2, pruned=True)
+    assert ledger.finish(number, gated) == "PRUNED"
+    assert ledger.study.trials[0].state == TrialState.PRUNED
+    assert ledger.study.trials[0].constraints == {"neural_r2": 0.2}
+    assert ledger.finished_count() == 1
+    assert ledger.candidates()[0].constraint == 0.2
+
+
+@pytest.mark.parametrize("interrupt_after", [0, 5])
+def test_killed_and_resumed_study_proposes_the_same(undisturbed, tmp_path, interrupt_after) -> None:
+    first = open_ledger(tmp_path)
+    done = run(first, interrupt_after)
+    lost = first.propose()  # and here the driver is killed
+    second = open_ledger(tmp_path)
+    rest = run(second)
+    assert rest[0] == lost
+    assert done + rest == undisturbed
+    assert second.propose() is None
+    assert [record.state in ("COMPLETE", "PRUNED") for record in second.records()] == [True] * 8
+    assert not second.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+def test_another_seed_proposes_something_else(undisturbed, tmp_path) -> None:
+    other = run(open_ledger(tmp_path, seed=4), 4)
+    assert [proposal.params for proposal in other[1:]] != [proposal.params for proposal in undisturbed[1:4]]
+
+
+def test_killed_while_proposing_frees_the_number(undisturbed, tmp_path) -> None:
+    first = open_ledger(tmp_path)
+    run(first, 4)
+    first.study.ask().suggest_int("group_rank", 1, 8)
+    assert run(open_ledger(tmp_path)) == undisturbed[4:]
+
+
+def test_result_that_was_written_but_not_recorded_is_not_run_again(tmp_path) -> None:
+    first = open_ledger(tmp_path, trials=2)
+    params = first.propose().params
+    second = open_ledger(tmp_path, trials=2, recover=lambda number, p: result_of(p) if (number, p) == (0, params) else None)
+    assert second.finished_count() == 1
+    assert second.propose().number == 1
+
+
+def test_non_finite_or_missing_objective_fails_and_is_retried(tmp_path) -> None:
+    ledger = open_ledger(tmp_path, trials=1)
+    bad = TrialResult({"group_mig": 0.1, "selectivity": math.nan, "realism": 0.1}, constraint=-1.0)
+    attempts = []
+    while (proposal := ledger.propose()) is not None and proposal.number == 0:
+        attempts.append(proposal)
+        assert ledger.finish(proposal.number, bad) == "FAIL"
+    assert [attempt.attempt for attempt in attempts] == [0, 1, 2]
+    assert len({tuple(attempt.params.items()) for attempt in attempts}) == 1
+    assert proposal.number == 1
+    record = ledger.records()[0]
+    assert record.state == "FAIL"
+    assert "selectivity" in record.error
+    assert ledger.given_up == ["trial 0: the objective selectivity is not finite: nan"]
+    assert ledger.finish(1, TrialResult({"group_mig": 0.1, "selectivity": 0.1}, constraint=-1.0)) == "FAIL"
+    assert "realism is missing" in ledger.records()[1].error
+
+
+def test_failure_does_not_move_later_proposals(undisturbed, tmp_path) -> None:
+    ledger = open_ledger(tmp_path)
+    run(ledger, 3)
+    ledger.fail(ledger.propose().number, "a passing trouble")
+    assert [proposal.params for proposal in run(ledger)] == [proposal.params for proposal in undisturbed[3:]]
+
+
+def test_result_survives_the_database(tmp_path) -> None:
+    result = TrialResult(
+        {"group_mig": 0.1, "selectivity": -0.4, "realism": 0.3, "extra": math.inf},
+        constraint=-0.5,
+        per_seed={"group_mig": [0.1, 0.2]},
+        curves={"vae/loss": [(0, 1.0), (50, 0.5)]},
+        images={"edits": tmp_path / "edits.png"},
+        stages=[{"kind": "vae", "key": "k", "seconds": 2.0, "reused": False}],
+        seconds={"vae": 2.0},
+    )
+    ledger = open_ledger(tmp_path, trials=1)
+    ledger.finish(ledger.propose().number, result)
+    again = open_ledger(tmp_path, trials=1)
+    assert again.records()[0].result == result
+    assert again.study.trials[0].values == [0.1, 0.0, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"space": SearchSpace.of(load_study_config(None, ["search.group_rank=[1, 4]"]), 900)}, "search space"),
+        ({"identity": {"configuration": "b"}}, "configuration"),
+    ],
+)
+def test_another_study_under_the_same_name_is_refused(tmp_path, changed, named) -> None:
+    open_ledger(tmp_path)
+    with pytest.raises(InputError, match=named):
+        open_ledger(tmp_path, **changed)
+
+
+def test_total_can_be_raised(undisturbed, tmp_path) -> None:
+    first = run(open_ledger(tmp_path, trials=4))
+    assert first + run(open_ledger(tmp_path, trials=8)) == undisturbed
+
+
+def test_one_objective(tmp_path) -> None:
+    ledger = open_ledger(tmp_path, trials=5, objectives=("realism",))
+    assert len(run(ledger)) == 5
+    assert len(ledger.study.directions) == 1
+
+
+def searcher_of(ledger: Ledger, **keywords) -> LedgerSearcher:
+    defaults = {"concurrent": 1, "failures_allowed": 0, "error_of": lambda number: ("boom", False)}
+    return LedgerSearcher(ledger, **{**defaults, **keywords})
+
+
+def test_searcher_waits_finishes_and_counts(tmp_path) -> None:
+    ended = []
+    searcher = searcher_of(open_ledger(tmp_path, trials=3), concurrent=2, on_end=ended.append)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("a", {PAYLOAD: result_of(first["params"]).to_json()})
+    third = searcher.suggest("c")
+    assert searcher.suggest("d") is None
+    searcher.on_trial_complete("b", None, error=True)
+    again = searcher.suggest("e")
+    assert again == second
+    searcher.on_trial_complete("c", {PAYLOAD: result_of(third["params"]).to_json()})
+    searcher.on_trial_complete("e", {PAYLOAD: result_of(again["params"]).to_json()})
+    assert searcher.suggest("f") == Searcher.FINISHED
+    assert [record.number for record in ended] == [0, 1, 2, 1]
+    assert ended[1].error == "boom"
+
+
+def test_searcher_gives_up(tmp_path) -> None:
+    searcher = searcher_of(open_ledger(tmp_path, retries=0))
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", None, error=True)
+    assert searcher.exhausted
+    assert searcher.suggest("b") == Searcher.FINISHED
+
+
+def test_bad_input_inside_a_trial_ends_the_search(tmp_path) -> None:
+    searcher = searcher_of(open_ledger(tmp_path), failures_allowed=99, error_of=lambda number: ("weights.pt: not found", True))
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", None, error=True)
+    assert searcher.bad_input == "weights.pt: not found"
+    assert searcher.suggest("b") == Searcher.FINISHED
+
+
+def test_stage_totals() -> None:
+    records = [
+        {"kind": "vae", "key": "a", "seconds": 2.0, "reused": False},
+        {"kind": "vae", "key": "a", "seconds": 0.1, "reused": True},
+        {"kind": "vae", "key": "b", "seconds": 3.0, "reused": False},
+    ]
+    assert stage_totals(records) == [
+        {"kind": "vae", "key": "a", "seconds": 2.0, "fitted": 1, "reused": 1},
+        {"kind": "vae", "key": "b", "seconds": 3.0, "fitted": 1, "reused": 0},
+    ]
+
+
+@pytest.mark.slow
+def test_sampler_learns(tmp_path) -> None:
+    """After its start-up trials the sampler finds feasible pc_weights more often than a random draw (70 %) would."""
+    proposals = run(open_ledger(tmp_path, trials=30))
+    feasible = [result_of(proposal.params).constraint <= 0 for proposal in proposals[10:]]
+    assert sum(feasible) / len(feasible) > 0.8
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR

@@ -1,0 +1,272 @@
+"""The study's ledger: Optuna's ask and tell over its database, which is the durable truth of the search.
+
+A *number* is a proposal's place in the study, 0…; Optuna's own trial numbers count attempts. The sampler is
+seeded anew for each number, from (seed, number), so a study that was killed and resumed proposes what an
+undisturbed one would (with one trial at a time: otherwise the order of completion matters too).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from migvis.errors import InputError
+from tune.selection import Candidate, clipped
+from tune.space import SearchSpace
+from tune.trial_result import TrialResult
+
+CONSTRAINT = "neural_r2"
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to be run. attempt: how often it has failed before."""
+
+    number: int
+    params: dict[str, Any]
+    attempt: int
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """The latest attempt of a proposal. state: "COMPLETE", "PRUNED", "FAIL", "RUNNING" or "WAITING".
+
+    error: how this attempt, or the one before it, failed.
+    """
+
+    number: int
+    state: str
+    params: dict[str, Any]
+    result: TrialResult | None
+    constraint: float | None
+    attempt: int
+    error: str | None
+    seconds: float | None
+
+
+class RoundingSampler(optuna.samplers.TPESampler):
+    """Optuna's multivariate TPE whose values are rounded as the space rounds them, so the database holds what ran."""
+
+    def __init__(self, space: SearchSpace, *, seed: int, startup_trials: int) -> None:
+        super().__init__(multivariate=True, n_startup_trials=startup_trials, seed=seed)
+        self._space = space
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._space.rounded(super().sample_relative(study, trial, search_space))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = super().sample_independent(study, trial, param_name, param_distribution)
+        return self._space.rounded({param_name: value})[param_name]
+
+
+class Ledger:
+    """Proposes trials and records their results; everything it says is read from the database.
+
+    identity: what may never change in a study (digests, seed); compared when the study is opened again.
+    objectives: names of the maximised metrics, those that this data set has.
+    recover: the stored result of a trial that ended without being recorded, or None.
+    Raises InputError if the study was begun with another identity, search space or set of objectives.
+    """
+
+    def __init__(
+        self,
+        database: Path,
+        name: str,
+        *,
+        space: SearchSpace,
+        objectives: Sequence[str],
+        identity: dict[str, Any],
+        seed: int,
+        trials: int,
+        startup_trials: int,
+        start: dict[str, Any],
+        retries: int = 2,
+        recover: Callable[[int, dict[str, Any]], TrialResult | None] = lambda number, params: None,
+    ) -> None:
+        self.space, self.objectives, self.seed, self.trials = space, tuple(objectives), seed, trials
+        self._startup_trials, self._start, self._retries = startup_trials, start, retries
+        self._live: dict[int, tuple[Trial, int]] = {}
+        self.given_up: list[str] = []
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": 60}})
+        self.study = optuna.create_study(
+            storage=storage, study_name=name, directions=["maximize"] * len(self.objectives), load_if_exists=True
+        )
+        self._check_identity({**identity, "objectives": list(self.objectives), "search_space": space.digest()})
+        self._recover(recover)
+
+    def _check_identity(self, identity: dict[str, Any]) -> None:
+        stored = self.study.user_attrs.get("identity")
+        if stored is None:
+            self.study.set_user_attr("identity", identity)
+            return
+        for name, value in identity.items():
+            if stored.get(name) != value:
+                what = name.replace("_", " ")
+                difference = f"{_short(stored.get(name))}, now {_short(value)}"
+                raise InputError(
+                    f"study {self.study.study_name}: was begun with another {what} ({difference}); give another --study name"
+                )
+
+    def _recover(self, recover: Callable[[int, dict[str, Any]], TrialResult | None]) -> None:
+        """Ends what an earlier driver left RUNNING: recorded if its result is there, else failed and proposed again."""
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            number = frozen.user_attrs.get("number")
+            if number is None:
+                # Killed while it was being proposed: never ran, and its number is still free.
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+                continue
+            trial = Trial(self.study, frozen._trial_id)
+            stored = frozen.user_attrs.get("result")
+            result = TrialResult.from_json(stored) if stored else recover(number, frozen.params)
+            self._live[number] = (trial, frozen.user_attrs["attempt"])
+            if result is not None:
+                self.finish(number, result)
+            else:
+                self._end(number, "interrupted", again=True, count=False)
+
+    def _waiting_numbers(self) -> set[int]:
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return {frozen.user_attrs["number"] for frozen in waiting}
+
+    def _end(self, number: int, message: str, *, again: bool, count: bool) -> None:
+        """Tells FAIL; first queues the same parameters again, so that a kill in between loses nothing."""
+        trial, attempt = self._live.pop(number)
+        if again and number not in self._waiting_numbers():
+            attributes = {"number": number, "attempt": attempt + int(count), "error": message}
+            self.study.enqueue_trial(trial.params, user_attrs=attributes)
+        trial.set_user_attr("error", message)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    @property
+    def in_flight(self) -> int:
+        """Trials proposed by this driver and not ended."""
+        return len(self._live)
+
+    def finished_count(self) -> int:
+        """Trials that count: COMPLETE and PRUNED."""
+        return len(self.study.get_trials(deepcopy=False, states=_FINISHED))
+
+    def done(self) -> bool:
+        return self.finished_count() >= self.trials
+
+    def propose(self) -> Proposal | None:
+        """The next trial, marked RUNNING; None while those in flight may still cover what is missing."""
+        if self.finished_count() + self.in_flight >= self.trials:
+            return None
+        known = [frozen.user_attrs.get("number", -1) for frozen in self.study.get_trials(deepcopy=False)]
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        number = waiting[0].user_attrs["number"] if waiting else max(known, default=-1) + 1
+        if not waiting and number == 0:
+            self.study.enqueue_trial(self._start)
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        self.study.sampler = RoundingSampler(self.space, seed=seed, startup_trials=self._startup_trials)
+        with warnings.catch_warnings():
+            # A start value is told to be off the grid of t' where it differs by a rounding error.
+            warnings.simplefilter("ignore", UserWarning)
+            trial = self.study.ask()
+            params = self.space.suggest(trial)
+        attempt = trial.user_attrs.get("attempt", 0)
+        trial.set_user_attr("attempt", attempt)
+        # Last, because a trial with a number is one whose parameters are all stored.
+        trial.set_user_attr("number", number)
+        self._live[number] = (trial, attempt)
+        return Proposal(number, params, attempt)
+
+    def finish(self, number: int, result: TrialResult) -> str:
+        """Records a result: PRUNED with its constraint, COMPLETE, or FAIL if a value is missing or not finite."""
+        trial, _ = self._live[number]
+        problem = self._problem(result)
+        if problem is not None:
+            return self.fail(number, problem)
+        trial.set_user_attr("result", result.to_json())
+        if result.constraint is not None and CONSTRAINT not in trial.constraints:
+            trial.set_constraint(CONSTRAINT, result.constraint)
+        del self._live[number]
+        if result.pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return TrialState.PRUNED.name
+        values = clipped(result.metrics, self.objectives)
+        assert values is not None
+        self.study.tell(trial, list(values))
+        return TrialState.COMPLETE.name
+
+    def _problem(self, result: TrialResult) -> str | None:
+        if result.constraint is not None and not math.isfinite(result.constraint):
+            return f"the neural_r2 constraint is not finite: {result.constraint}"
+        if result.pruned:
+            return None if result.constraint is not None else "pruned without a constraint value"
+        for name in self.objectives:
+            value = result.metrics.get(name)
+            if value is None or not math.isfinite(value):
+                return f"the objective {name} is {'missing' if value is None else f'not finite: {value}'}"
+        return None
+
+    def fail(self, number: int, message: str) -> str:
+        """Records a failure; the trial is tried again with the same parameters, a limited number of times."""
+        attempt = self._live[number][1]
+        again = attempt < self._retries
+        if not again:
+            self.given_up.append(f"trial {number}: {message}")
+        self._end(number, message, again=again, count=True)
+        return TrialState.FAIL.name
+
+    def records(self) -> list[TrialRecord]:
+        """Every proposal once, by number: its finished attempt, or the latest one."""
+        latest: dict[int, FrozenTrial] = {}
+        for frozen in self.study.get_trials(deepcopy=False):
+            number = frozen.user_attrs.get("number")
+            if number is not None and (number not in latest or latest[number].state not in _FINISHED):
+                latest[number] = frozen
+        return [_record(number, latest[number]) for number in sorted(latest)]
+
+    def candidates(self) -> list[Candidate]:
+        """The finished trials, for tune.selection."""
+        return [
+            Candidate(record.number, record.params, record.result.metrics, record.constraint)
+            for record in self.records()
+            if record.result is not None
+        ]
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keeps a JSON value with the study (such as an MLflow run's id); may be called from another thread."""
+        self.study.set_user_attr(key, json.loads(json.dumps(value)))
+
+    def remembered(self, key: str, default: Any = None) -> Any:
+        return self.study.user_attrs.get(key, default)
+
+
+def _record(number: int, frozen: FrozenTrial) -> TrialRecord:
+    stored = frozen.user_attrs.get("result")
+    finished = frozen.state in _FINISHED
+    params = frozen.params or frozen.system_attrs.get("fixed_params", {})
+    return TrialRecord(
+        number=number,
+        state=frozen.state.name,
+        params=dict(params),
+        result=TrialResult.from_json(stored) if stored and finished else None,
+        constraint=frozen.constraints.get(CONSTRAINT),
+        attempt=frozen.user_attrs.get("attempt", 0),
+        error=frozen.user_attrs.get("error"),
+        seconds=frozen.duration.total_seconds() if frozen.duration else None,
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

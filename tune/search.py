@@ -1,0 +1,84 @@
+"""Ray Tune's view of the ledger: a Searcher that proposes trials and records how they ended.
+
+Tune's own OptunaSearch does not fit: a gated trial has only some of the objectives, and it would leave such a
+trial RUNNING in the database. Nothing of this object is kept by Tune: at a resume the study's database is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from tune.ledger import Ledger, TrialRecord
+from tune.trial_result import TrialResult
+
+PAYLOAD = "payload"
+"""Key of Tune's report under which a trial's result travels, as JSON text."""
+
+
+class LedgerSearcher(Searcher):
+    """Ask and tell of a Ledger, for ray.tune.
+
+    concurrent: trials in flight at most. failures_allowed: trials given up (after their retries) before the
+    search ends. error_of: what is known of the error of trial `number`, as (message, bad input?).
+    on_start, on_end: called with each trial as it is proposed and as it is recorded.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        concurrent: int,
+        failures_allowed: int,
+        error_of: Callable[[int], tuple[str, bool]],
+        on_start: Callable[[TrialRecord], None] = lambda record: None,
+        on_end: Callable[[TrialRecord], None] = lambda record: None,
+    ) -> None:
+        super().__init__()
+        self._ledger, self._concurrent, self._failures_allowed = ledger, concurrent, failures_allowed
+        self._error_of, self._on_start, self._on_end = error_of, on_start, on_end
+        self._numbers: dict[str, int] = {}
+        self.bad_input: str | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether too many trials failed for good, or one found the study's input to be bad."""
+        return self.bad_input is not None or len(self._ledger.given_up) > self._failures_allowed
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """{"number", "params"} of the next trial; None: wait for those in flight; FINISHED: no more are needed."""
+        if self._ledger.in_flight == 0 and (self._ledger.done() or self.exhausted):
+            return Searcher.FINISHED
+        if self._ledger.in_flight >= self._concurrent or self.exhausted:
+            return None
+        proposal = self._ledger.propose()
+        if proposal is None:
+            return None
+        self._numbers[trial_id] = proposal.number
+        self._on_start(self._record(proposal.number))
+        return {"number": proposal.number, "params": proposal.params}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers.pop(trial_id)
+        payload = (result or {}).get(PAYLOAD)
+        if error or payload is None:
+            message, bad_input = self._error_of(number)
+            if bad_input:
+                self.bad_input = message
+            self._ledger.fail(number, message)
+        else:
+            self._ledger.finish(number, TrialResult.from_json(payload))
+        self._on_end(self._record(number))
+
+    def _record(self, number: int) -> TrialRecord:
+        return next(record for record in self._ledger.records() if record.number == number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune saves searchers beside its own state; ours lives in the database, so the file only says so."""
+        Path(checkpoint_path).write_text("The state of this search is the study's database.\n", encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RuntimeError("a study is resumed from its database: start it again with --resume")
