@@ -48,6 +48,10 @@ class Shard:
         return indices[self.rank :: self.world]
 
 
+WHOLE = Shard()
+"""The shard of a single worker: everything."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a fit is: `step` of `steps` done, the last loss, seconds spent in this call and estimated seconds left."""
@@ -62,7 +66,7 @@ class Progress:
 
 @dataclass
 class FitResult:
-    """`curves[term]` lists (steps done, value), on rank 0 from step 0 on after a resume too; `seconds` is this call's wall time."""
+    """`curves[term]` lists (steps done, value), on rank 0 from step 0 even after a resume; `seconds` is this call's wall time."""
 
     curves: dict[str, list[tuple[int, float]]]
     seconds: float
@@ -224,7 +228,7 @@ def fit(
     schedule: Literal["constant", "cosine"] = "constant",
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
-    shard: Shard = Shard(),
+    shard: Shard = WHOLE,
     progress: Callable[[Progress], None] | None = None,
     log_every: int = 50,
 ) -> FitResult:
