@@ -1,0 +1,272 @@
+"""The critic s_φ(z_g, y): an InfoNCE density-ratio estimator with one image encoder and a head per latent group.
+
+Scores are separable: s(z, y) = k_image(y) · k_latent(z) / √K, K the width of the keys, so that all pairs of a
+batch, or of images with a bank of latents, are one matrix product. A constant part of k_image makes room for
+a term in z alone, which the softmax over latents needs; a term in y alone drops out of it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from migvis.config import CriticConfig
+from migvis.critic_batches import ONE_WORKER, CriticBatches, check_material
+from migvis.encoders import Encoder, build_encoder, is_frozen
+from migvis.errors import InputError
+from migvis.randomness import derive_seed, normal, permutation
+from migvis.training import FitResult, Progress, Shard, fit, gather
+
+HIDDEN = 64
+EVALUATION_ORDERS = 4
+"""Random orders of the images from which mi_bound cuts its candidate sets."""
+
+
+def info_nce(scores: Tensor) -> Tensor:
+    """InfoNCE loss in nats, a scalar: −mean_i log softmax_j(scores[i, j]) at j = i (A Eq. 5).
+
+    scores [B, B]: scores[i, j] = s_φ(z_g of j, image i). Rows are images, the softmax is over latents, positives
+    are on the diagonal; transposed it bounds the same information, but it is another loss, and its gradient is
+    not that of log p(z_g | y). log B − loss is a lower bound of MI(z_g, y). Raises InputError unless square.
+    """
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] == 0:
+        raise InputError(f"scores: expected a square matrix [images, latents], got shape {tuple(scores.shape)}")
+    return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+
+
+def _head(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width))
+
+
+class Critic(nn.Module):
+    """Density-ratio scores of images and latent groups; `group` runs from 1 to G in every method.
+
+    encoder: one built beforehand (a frozen one can be shared by many critics); none: as `config` says.
+    """
+
+    latent_mean: Tensor
+    latent_scale: Tensor
+
+    def __init__(
+        self, config: CriticConfig, group_count: int, group_rank: int, image_size: int, encoder: Encoder | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.group_count, self.group_rank, self.image_size = config, group_count, group_rank, image_size
+        self.encoder = build_encoder(config, image_size) if encoder is None else encoder
+        width = config.embedding_width
+        self.image_heads = nn.ModuleList(_head(self.encoder.width, width) for _ in range(group_count))
+        self.latent_heads = nn.ModuleList(_head(group_rank, width) for _ in range(group_count))
+        self.register_buffer("latent_mean", torch.zeros(group_count, group_rank))
+        self.register_buffer("latent_scale", torch.ones(group_count, group_rank))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings [n, E] of images [n,1,H,W] in [−1, 1], shared by all groups."""
+        embeddings: Tensor = self.encoder(images)
+        return embeddings
+
+    def image_keys(self, embeddings: Tensor, group: int) -> Tensor:
+        """Keys [n, K] of embeddings [n, E]."""
+        keys: Tensor = self.image_heads[self._index(group)](embeddings)
+        return keys
+
+    def latent_keys(self, latents: Tensor, group: int) -> Tensor:
+        """Keys [m, K] of one group's latents [m, D_g], in the units of the VAE."""
+        index = self._index(group)
+        keys: Tensor = self.latent_heads[index]((latents - self.latent_mean[index]) / self.latent_scale[index])
+        return keys
+
+    def scores(self, keys_image: Tensor, keys_latent: Tensor) -> Tensor:
+        """Scores [n, m] of keys [n, K] and [m, K]: rows images, columns latents."""
+        return keys_image @ keys_latent.T / math.sqrt(keys_image.shape[-1])
+
+    def _index(self, group: int) -> int:
+        if not 1 <= group <= self.group_count:
+            raise InputError(f"group: expected 1…{self.group_count}, got {group}")
+        return group - 1
+
+
+def embed_pool(encoder: Encoder, clean: Tensor, pool: Tensor | None, batch: int = 256) -> Tensor:
+    """Embeddings [P, 1 + draws, E] of clean images [P,1,H,W] and, if given, of their pool [P,draws,1,H,W].
+
+    Entry 0 of the second axis is the clean image. Computed without gradient, in batches.
+    """
+    images = clean[:, None] if pool is None else torch.cat([clean[:, None], pool.to(clean)], dim=1)
+    with torch.no_grad():
+        parts = [encoder(part) for part in images.flatten(0, 1).split(batch)]
+    return torch.cat(parts).unflatten(0, images.shape[:2])
+
+
+def mi_bound(critic: Critic, images: Tensor, z: Tensor, candidates: int, seed: int) -> dict[int, tuple[float, float]]:
+    """Lower bounds of MI(z_g, y) in nats with their standard errors, {group: (log candidates − loss, error)}.
+
+    images [n,1,H,W] of n different pictures, or their embeddings [n, E]; z [n, D] their latents, row by row.
+    Each image is compared with its own latent and `candidates` − 1 others, in fixed sets cut from random
+    orders of the images, each image at least EVALUATION_ORDERS times. The standard error is over images.
+    `candidates` is capped at n, with a warning, since the bound saturates at log candidates and bounds of
+    different caps do not compare. Raises InputError for lengths that disagree or fewer than 2 candidates.
+    """
+    n = len(images)
+    if z.shape != (n, critic.group_count * critic.group_rank):
+        raise InputError(f"z: expected shape {(n, critic.group_count * critic.group_rank)}, got {tuple(z.shape)}")
+    if min(candidates, n) < 2:
+        raise InputError(f"critic.evaluation_candidates: at least 2 are needed, got {candidates} of {n} images")
+    if candidates > n:
+        warnings.warn(f"mi_bound: {candidates} candidates asked for, {n} images are there; using {n}", stacklevel=2)
+        candidates = n
+    cuts = math.ceil(n / candidates)
+    starts = [round(cut * (n - candidates) / max(1, cuts - 1)) for cut in range(cuts)]
+    orders = [permutation(seed, "mi bound", order, n) for order in range(EVALUATION_ORDERS)]
+    sets = [order[start : start + candidates].to(images.device) for order in orders for start in starts]
+    bounds: dict[int, tuple[float, float]] = {}
+    with torch.no_grad():
+        embeddings = images if images.ndim == 2 else torch.cat([critic.embed(part) for part in images.split(256)])
+        latents = z.to(embeddings).unflatten(1, (critic.group_count, critic.group_rank))
+        for group in range(1, critic.group_count + 1):
+            image_keys = critic.image_keys(embeddings, group)
+            latent_keys = critic.latent_keys(latents[:, group - 1], group)
+            total, count = image_keys.new_zeros(n), image_keys.new_zeros(n)
+            for chosen in sets:
+                scores = critic.scores(image_keys[chosen], latent_keys[chosen])
+                total[chosen] += scores.diagonal() - scores.logsumexp(1)
+                count[chosen] += 1
+            gain = (math.log(candidates) + total / count).double()
+            bounds[group] = (float(gain.mean()), float(gain.std() / math.sqrt(n)))
+    return bounds
+
+
+def fit_critic(
+    clean: Tensor,
+    pool: Tensor | None,
+    mean: Tensor,
+    log_var: Tensor,
+    picture_row: Tensor,
+    config: CriticConfig,
+    group_count: int,
+    *,
+    embeddings: Tensor | None = None,
+    encoder: Encoder | None = None,
+    seed: int,
+    shard: Shard = ONE_WORKER,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 500,
+    progress: Callable[[Progress], None] | None = None,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> tuple[Critic, FitResult]:
+    """Fit all groups' critics together: Adam on Σ_g InfoNCE_g (A Eq. 5), max(minimum_steps, ⌈images_seen / B⌉) steps.
+
+    clean [P,1,H,W] and pool [P,draws,1,H,W] (x̂₀ of noised pictures; none with training_images="clean"): the P
+    different training pictures. mean, log_var [n, D]: posteriors of the n training stimuli; picture_row [n] in
+    0…P − 1: the picture each of them shows. A step draws B different pictures (the same picture twice would be
+    a false negative), for each one of its stimuli, its clean image or one of its draws, all equally likely, and
+    z ~ q(z | x). No picture is ever flipped or cropped, since that changes its pose. embeddings
+    [P, 1 + draws, E] (embed_pool) stand in for a frozen encoder's work.
+
+    Raises InputError for shapes that disagree, and if B exceeds the number of pictures.
+    """
+    check_material(clean, pool, mean, log_var, picture_row, config, group_count, embeddings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "critic weights"))
+        critic = Critic(config, group_count, mean.shape[1] // group_count, clean.shape[-1], encoder).to(device)
+    if embeddings is not None and not is_frozen(critic.encoder):
+        raise InputError(f"critic.encoder={config.encoder} is fitted with the critic, so embeddings cannot stand in for it")
+    with torch.no_grad():
+        spread = (mean.var(dim=0, correction=0) + log_var.exp().mean(dim=0)).sqrt()
+        critic.latent_mean.copy_(mean.mean(dim=0).view_as(critic.latent_mean))
+        critic.latent_scale.copy_(spread.clamp_min(1e-6).view_as(critic.latent_scale))
+
+    mean, deviation = mean.to(device), (0.5 * log_var).exp().to(device)
+    use_pool = config.training_images == "pool"
+    source = _embeddings_or_images(critic, clean, pool if use_pool else None, embeddings, device)
+    draws = embeddings.shape[1] - 1 if embeddings is not None else 0 if pool is None else pool.shape[1]
+    batches = CriticBatches(picture_row, 1 + draws if use_pool else 1, config.infonce_batch, seed)
+    groups = range(1, group_count + 1)
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batches.draw(step, shard).to(device)
+        noise = normal(seed, "critic latents", step, batch.pictures, (mean.shape[1],))
+        z = (mean[batch.stimuli] + deviation[batch.stimuli] * noise).unflatten(1, (group_count, critic.group_rank))
+        embedding = source(batch.pictures, batch.versions)
+        image_keys = torch.stack([critic.image_keys(embedding, g) for g in groups])
+        latent_keys = torch.stack([critic.latent_keys(z[:, g - 1], g) for g in groups])
+        # Negatives come from all workers, and every worker computes the whole loss.
+        keys = gather(torch.stack([image_keys, latent_keys]).float().permute(2, 0, 1, 3), shard, batches.size)
+        losses = [info_nce(critic.scores(keys[:, 0, g - 1], keys[:, 1, g - 1])) for g in groups]
+        return torch.stack(losses).sum(), {f"info_nce_{g}": loss for g, loss in zip(groups, losses, strict=True)}
+
+    result = fit(
+        critic,
+        step_loss,
+        name="critic",
+        steps=max(config.minimum_steps, math.ceil(config.images_seen / config.infonce_batch)),
+        learning_rate=config.learning_rate,
+        precision=precision,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        shard=shard,
+        progress=progress,
+    )
+    return critic, result
+
+
+def _embeddings_or_images(
+    critic: Critic, clean: Tensor, pool: Tensor | None, embeddings: Tensor | None, device: torch.device | str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(pictures [b], versions [b]) -> embeddings [b, E], looked up or computed; version 0 is the clean image."""
+    if embeddings is not None:
+        known = embeddings.to(device)
+        return lambda pictures, versions: known[pictures, versions]
+    clean = clean.to(device)
+    if pool is None:
+        return lambda pictures, versions: critic.embed(clean[pictures])
+    draws = pool.to(device)
+
+    def embed(pictures: Tensor, versions: Tensor) -> Tensor:
+        is_clean = (versions == 0).view(-1, 1, 1, 1)
+        return critic.embed(torch.where(is_clean, clean[pictures], draws[pictures, (versions - 1).clamp_min(0)]))
+
+    return embed
+
+
+def critic_state(critic: Critic) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by name, and a description for JSON, from which load_critic makes the critic again.
+
+    A frozen encoder is left out: it is the same for every critic and is loaded from where it came.
+    """
+    frozen = is_frozen(critic.encoder)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in critic.state_dict().items()
+        if not (frozen and name.startswith("encoder."))
+    }
+    description = {
+        "config": critic.config.model_dump(mode="json"),
+        "group_count": critic.group_count,
+        "group_rank": critic.group_rank,
+        "image_size": critic.image_size,
+    }
+    return tensors, description
+
+
+def load_critic(tensors: dict[str, Tensor], description: dict[str, Any], encoder: Encoder | None = None) -> Critic:
+    """The critic that critic_state described, in evaluation mode; `encoder` stands in for building a frozen one.
+
+    Raises InputError if tensors are missing or of another shape.
+    """
+    config = CriticConfig(**description["config"])
+    critic = Critic(config, description["group_count"], description["group_rank"], description["image_size"], encoder)
+    frozen = is_frozen(critic.encoder)
+    for name, value in critic.state_dict().items():
+        if frozen and name.startswith("encoder."):
+            continue
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise InputError(f"critic: tensor {name} is missing or of another shape")
+        value.copy_(tensors[name])
+    return critic.eval()
