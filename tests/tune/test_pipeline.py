@@ -1,0 +1,166 @@
+"""Stages: what a key depends on, what is built and what is not, estimates."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tune.pipeline import Stage, ensure, plan, source_digest, topological
+from tune.store import StageStore
+
+
+def write_value(context):
+    """Adds its config's value to the sum of its inputs' values."""
+    total = context.stage.config["value"] + sum(int((path / "value").read_text()) for path in context.inputs.values())
+    (context.folder / "value").write_text(str(total))
+    context.log["total"] = total
+    context.progress("halfway")
+
+
+def stage(kind="vae", value=1, **fields):
+    return Stage(kind, {"value": value, "weights": (1.0, 2.0)}, write_value, **fields)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return StageStore(tmp_path / "stages")
+
+
+def test_the_key_depends_on_each_part_and_on_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "first_source.py").write_text("x = 1\n")
+    (tmp_path / "second_source.py").write_text("x = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    base = stage(inputs={"denoiser": stage("denoiser", 3)}, seed=0, modules=("first_source",))
+    different = [
+        replace(base, kind="critic"),
+        replace(base, config={"value": 2, "weights": (1.0, 2.0)}),
+        replace(base, config={"value": 1}),
+        replace(base, inputs={"denoiser": stage("denoiser", 4)}),
+        replace(base, inputs={"pool": stage("denoiser", 3)}),
+        replace(base, inputs={}),
+        replace(base, seed=1),
+        replace(base, seed=None),
+        replace(base, dtype="bfloat16"),
+        replace(base, modules=("second_source",)),
+    ]
+    keys = {base.key, *(other.key for other in different)}
+    assert len(keys) == 1 + len(different)
+    same = [
+        replace(base, label="M1"),
+        replace(base, scope="study"),
+        replace(base, build=lambda context: None),
+        replace(base, config={"weights": [1.0, 2.0], "value": 1}),
+    ]
+    assert {other.key for other in same} == {base.key}
+    assert len(base.key) >= 20
+    assert int(base.key, 16) >= 0
+    assert "first_source" not in sys.modules
+    (tmp_path / "first_source.py").write_text("x = 1 \n")
+    source_digest.cache_clear()
+    assert replace(base).key != base.key
+
+
+def test_sources_are_found_without_import_and_a_package_counts_whole(tmp_path, monkeypatch):
+    package = tmp_path / "sample_package"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('must not be imported')\n")
+    (package / "inner" / "__init__.py").write_text("")
+    (package / "inner" / "core.py").write_text("a = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    single, whole = source_digest(("sample_package.inner.core",)), source_digest(("sample_package",))
+    (package / "inner" / "core.py").write_text("a = 2\n")
+    source_digest.cache_clear()
+    assert source_digest(("sample_package.inner.core",)) != single
+    assert source_digest(("sample_package",)) != whole
+    with pytest.raises(ModuleNotFoundError, match=r"sample_package\.absent"):
+        source_digest(("sample_package.absent",))
+
+
+def test_config_must_be_json():
+    with pytest.raises(ValueError, match="Out of range"):
+        _ = stage(value=float("nan")).key
+    with pytest.raises(TypeError):
+        _ = stage(value=object()).key
+
+
+def test_topological_order_lists_each_stage_once_after_its_inputs():
+    denoiser = stage("denoiser")
+    pool = stage("pool", inputs={"denoiser": denoiser})
+    critic = stage("critic", inputs={"pool": pool, "denoiser": stage("denoiser")})
+    assert [item.kind for item in topological([critic, pool])] == ["denoiser", "pool", "critic"]
+
+
+def test_a_stage_is_built_once_with_its_inputs_and_then_reused(store):
+    chain = stage("critic", 10, inputs={"pool": stage("pool", 5, inputs={"denoiser": stage("denoiser", 2)})}, label="M1")
+    uses, updates = [], []
+    first = ensure(chain, store, uses=uses, progress=lambda which, update: updates.append((which.kind, update)))
+    assert (first.path / "value").read_text() == "17"
+    assert first.log == {"total": 17}
+    assert not first.reused
+    assert [(use.kind, use.reused) for use in uses] == [("denoiser", False), ("pool", False), ("critic", False)]
+    assert updates == [("denoiser", "halfway"), ("pool", "halfway"), ("critic", "halfway")]
+
+    again = ensure(chain, StageStore(store.root), uses=uses)
+    assert again.reused
+    assert (again.path, again.key, again.seconds, again.log) == (first.path, first.key, first.seconds, first.log)
+    assert [(use.kind, use.label, use.reused, use.seconds) for use in uses[3:]] == [("critic", "M1", True, first.seconds)]
+
+
+def test_a_hit_does_not_build_its_inputs(store):
+    chain = stage("critic", 10, inputs={"pool": stage("pool", 5)})
+    ensure(chain, store)
+    store.quarantine("pool", chain.inputs["pool"].key)
+    assert ensure(chain, store).reused
+    assert not store.exists("pool", chain.inputs["pool"].key)
+
+
+def test_a_failed_build_leaves_no_stage_and_keeps_its_scratch_for_one_retry(store):
+    def fail(context):
+        (context.folder / "half").write_text("half")
+        (context.scratch / "checkpoint").write_text("3")
+        raise RuntimeError("no luck")
+
+    broken = replace(stage(), build=fail)
+    scratch = store.scratch("vae", broken.key)
+    with pytest.raises(RuntimeError, match="no luck"):
+        ensure(broken, store)
+    assert not store.exists("vae", broken.key)
+    assert (scratch / "checkpoint").exists()
+    assert list((store.root / ".writing").iterdir()) == []
+    with pytest.raises(RuntimeError, match="no luck"):
+        ensure(broken, store)
+    assert not scratch.exists()  # resumed and failed again: the checkpoint may be to blame
+    assert ensure(stage(), store).path.is_dir()
+
+
+def test_a_damaged_input_is_rebuilt_only_when_needed_and_reported(store, caplog):
+    chain = stage("critic", 10, inputs={"pool": stage("pool", 5)})
+    path = ensure(chain, store).path
+    (path / "value").write_text("99")
+    uses = []
+    with caplog.at_level(logging.WARNING):
+        result = ensure(chain, StageStore(store.root), uses=uses)
+    assert (result.path / "value").read_text() == "15"
+    assert [(use.kind, use.reused) for use in uses] == [("pool", True), ("critic", False)]
+    assert "digest" in caplog.text
+    assert ".damaged" in caplog.text
+
+
+def test_the_plan_says_what_exists_and_estimates_the_rest_without_writing(store):
+    missing = [stage("vae", value) for value in (1, 2)]
+    before = plan([stage("critic", 7, inputs={"vae": missing[0]}), missing[1]], store, {"vae": 4.0})
+    assert [(row.kind, row.exists, row.seconds, row.source) for row in before] == [
+        ("vae", False, 4.0, "expected"),
+        ("critic", False, 0.0, "expected"),
+        ("vae", False, 4.0, "expected"),
+    ]
+    assert not store.root.exists()
+    built = ensure(missing[0], store)
+    after = plan([*missing, stage("vae", 1)], store, {"vae": 4.0})
+    assert [(row.exists, row.seconds, row.source) for row in after] == [
+        (True, built.seconds, "stored"),
+        (False, built.seconds, "observed"),
+    ]

@@ -1,0 +1,267 @@
+"""Leases in a folder: at most one live holder, taken over when the holder is dead, on any file system that several hosts share.
+
+A lease is a folder of files named 0, 1, 2, …: its *generations*. The holder is who made the highest one, by
+exclusive creation, so of several waiters that find the same holder dead exactly one gets the next generation.
+The highest generation is never deleted, hence a slow waiter can never win by an old number. The holder's
+background thread raises a counter in its file. A waiter takes over when that counter stood still for
+`patience` seconds of the waiter's *own monotonic clock*: neither the hosts' wall clocks nor their
+differences matter, and time in which the waiter itself was stopped does not count. A holder on the same host
+and in the same process namespace whose process is gone is taken over at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from migvis.errors import InputError
+
+HEARTBEAT = 2.0
+"""Seconds between two steps of a holder's counter."""
+PATIENCE = 20.0
+"""Seconds without a step after which a waiter takes over."""
+POLL = 0.2
+"""Seconds between two looks of a waiter."""
+
+_COUNTER_WIDTH = 20
+_RELEASED = "released".ljust(_COUNTER_WIDTH)
+
+
+def _process_start(pid: int) -> str | None:
+    """Start time of a live process in clock ticks since boot; none if it is gone (or a zombie); "" where /proc is missing."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None if Path("/proc/self/stat").exists() else ""
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _process_namespace() -> str:
+    """Names the space in which a process id means the same process: this boot of this host, and its pid namespace."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease. `since` is wall time, for messages only; `start` tells a process from a later one with its id."""
+
+    host: str
+    pid: int
+    since: str
+    start: str
+    namespace: str
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        pid = os.getpid()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(socket.gethostname(), pid, since, _process_start(pid) or "", _process_namespace())
+
+    def is_dead(self) -> bool:
+        """True only if this process can know it: same host, same namespace, and no such process any more."""
+        return (
+            bool(self.namespace and self.start)
+            and self.namespace == _process_namespace()
+            and _process_start(self.pid) != self.start
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One look at a lease: its highest generation (-1: none), that one's counter text, and its holder once written."""
+
+    generation: int
+    counter: str
+    holder: Holder | None
+
+    @property
+    def free(self) -> bool:
+        return self.generation < 0 or self.counter == _RELEASED or (self.holder is not None and self.holder.is_dead())
+
+
+def _generations(folder: Path) -> list[int]:
+    return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+
+
+def _look(folder: Path) -> _Seen:
+    generations = _generations(folder)
+    if not generations:
+        return _Seen(-1, "", None)
+    try:
+        counter, _, identity = (folder / str(generations[-1])).read_text().partition("\n")
+    except FileNotFoundError:  # a newer holder cleared it away between the two calls
+        return _look(folder)
+    try:
+        holder = Holder(**json.loads(identity))
+    except (ValueError, TypeError):  # just created, not yet written
+        holder = None
+    return _Seen(generations[-1], counter, holder)
+
+
+class Lease:
+    """A held lease: a context manager that releases on exit. `lost` is true once another process took it over."""
+
+    def __init__(self, folder: Path, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> None:
+        self._folder, self._generation = folder, generation
+        self._heartbeat, self._on_beat = heartbeat, on_beat
+        self._stop, self._lost = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"lease {folder.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether a later generation exists; looks now."""
+        try:
+            if _generations(self._folder)[-1] != self._generation:
+                self._lost.set()
+        except (OSError, IndexError):
+            self._lost.set()
+        return self._lost.is_set()
+
+    def release(self) -> None:
+        """Stops the counter and frees the lease; harmless if it was lost."""
+        self._stop.set()
+        self._thread.join()
+        if not self.lost:
+            with contextlib.suppress(OSError):
+                self._write(_RELEASED)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _write(self, counter: str) -> None:
+        # In place, without creating: after a takeover this file may be gone, and must not come back.
+        descriptor = os.open(self._folder / str(self._generation), os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, counter.encode(), 0)
+            os.fsync(descriptor)  # other hosts see it only when it has left this one's cache
+        finally:
+            os.close(descriptor)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._stop.wait(self._heartbeat) and not self.lost:
+            count += 1
+            # A beat that cannot be written is missed: if that lasts, a waiter takes over, which is right.
+            with contextlib.suppress(OSError):
+                self._write(f"{count:0{_COUNTER_WIDTH}d}")
+                if self._on_beat is not None:
+                    self._on_beat()
+
+
+def _claim(folder: Path, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> Lease | None:
+    """The lease, if this process is the one that creates `generation` and no higher one exists."""
+    path = folder / str(generation)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{0:0{_COUNTER_WIDTH}d}\n{json.dumps(asdict(Holder.this_process()))}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    generations = _generations(folder)
+    if generations[-1] != generation:  # we looked long ago, and others have come and gone since
+        path.unlink(missing_ok=True)
+        return None
+    for older in generations[:-1]:
+        (folder / str(older)).unlink(missing_ok=True)
+    return Lease(folder, generation, heartbeat, on_beat)
+
+
+def acquire(
+    folder: Path,
+    *,
+    until: Callable[[], bool] = lambda: False,
+    waiting: Callable[[Holder], None] = lambda holder: None,
+    on_beat: Callable[[], None] | None = None,
+    heartbeat: float = HEARTBEAT,
+    patience: float = PATIENCE,
+    poll: float = POLL,
+) -> Lease | None:
+    """Waits for the lease in `folder` (made if missing); none as soon as `until()` is true while another holds it.
+
+    `waiting(holder)` is called once for each holder that is waited for; `on_beat` at each beat of the held lease.
+    Raises OSError if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    last: tuple[int, str] | None = None
+    told: Holder | None = None
+    still = 0.0
+    clock = time.monotonic()
+    while True:
+        seen = _look(folder)
+        now = time.monotonic()
+        # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
+        still = still + min(now - clock, 2 * poll) if (seen.generation, seen.counter) == last else 0.0
+        clock, last = now, (seen.generation, seen.counter)
+        if seen.free or still >= patience:
+            lease = _claim(folder, seen.generation + 1, heartbeat, on_beat)
+            if lease is not None:
+                return lease
+            continue
+        if until():
+            return None
+        if seen.holder is not None and seen.holder != told:
+            told = seen.holder
+            waiting(told)
+        time.sleep(poll)
+
+
+class StudyLock:
+    """One driver per study: a context manager over the study's folder, refused while another live driver holds it."""
+
+    def __init__(self, study_folder: Path, *, heartbeat: float = HEARTBEAT, patience: float = PATIENCE) -> None:
+        self._folder = study_folder / ".driver"
+        self._study_folder = study_folder
+        self._heartbeat, self._patience = heartbeat, patience
+        self._lease: Lease | None = None
+
+    def __enter__(self) -> StudyLock:
+        """Takes the lock; waits at most `patience` seconds, to tell a dead driver on another host from a live one.
+
+        Raises InputError that names the live holder (host, process, since), or the folder if it cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            first = _look(self._folder)
+            self._lease = acquire(
+                self._folder, until=lambda: self._is_alive(first), heartbeat=self._heartbeat, patience=self._patience
+            )
+            holder = None if self._lease else _look(self._folder).holder
+        except OSError as error:
+            raise InputError(f"{self._study_folder}: the study's folder cannot be written: {error.strerror}") from None
+        if self._lease is None:
+            raise InputError(f"{self._study_folder}: another driver runs this study: {holder or 'just started'}")
+        return self
+
+    def _is_alive(self, first: _Seen) -> bool:
+        """Whether the holder is known to live: its counter moved since the `first` look, or its process is on this host."""
+        now = _look(self._folder)
+        if now.free:
+            return False
+        if (now.generation, now.counter) != (first.generation, first.counter):
+            return True
+        return now.holder is not None and bool(now.holder.start) and now.holder.namespace == _process_namespace()
+
+    def __exit__(self, *_: object) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
