@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import http.server
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from migvis.errors import InputError
+from tune.ledger import TrialRecord
+from tune.tracking import Tracker, check_tracking, default_uri, redact
+from tune.tracking_writer import Writer, create_database, import_mlflow, run_key, sent_key
+from tune.trial_result import TrialResult
+
+
+@pytest.fixture(scope="session")
+def blank_database(tmp_path_factory) -> Path:
+    """One migrated MLflow database; MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    create_database(folder / "mlflow.db", folder / "mlflow-artifacts")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def storage(blank_database, tmp_path) -> Path:
+    (tmp_path / "mlflow.db").write_bytes(blank_database.read_bytes())
+    return tmp_path
+
+
+def writer_of(storage: Path, memory: dict) -> Writer:
+    return Writer(
+        default_uri(storage),
+        storage,
+        "study-a",
+        tags={"migvis.data_digest": "d", "migvis.seed": "0", "mlflow.source.git.commit": "c"},
+        params={"vae.pc_weight": 5e-5, "vae.epochs": 150, "critic.infonce_batch": 64},
+        recall=memory.get,
+        remember=memory.__setitem__,
+    )
+
+
+def record_of(number: int, folder: Path, state: str = "COMPLETE", **changes) -> TrialRecord:
+    from PIL import Image
+
+    picture = folder / f"edits-{number}.png"
+    Image.fromarray(np.full((4, 4), 7, np.uint8)).save(picture)
+    weights = folder / f"vae-{number}.safetensors"
+    weights.write_bytes(b"weights")
+    result = TrialResult(
+        {"neural_r2": 0.9, "mi_bound[1]": 1.5, "undefined": float("nan")},
+        constraint=-0.1,
+        per_seed={"neural_r2": [0.8, 1.0]},
+        curves={"vae/loss": [(0, 2.0), (50, 1.0)]},
+        images={"edits/group 1": picture},
+        artifacts={"models/vae": weights},
+        stages=[{"kind": "vae", "key": "k1", "seconds": 1.0, "reused": False}],
+        seconds={"vae": 1.0},
+    )
+    values = {"params": {"pc_weight": 1e-3, "infonce_batch": 32}, "result": result, "constraint": -0.1, "attempt": 0}
+    return TrialRecord(**{"number": number, "state": state, "error": None, "seconds": 1.0, **values, **changes})
+
+
+def test_a_study_as_mlflow_shows_it(storage) -> None:
+    memory: dict = {}
+    writer = writer_of(storage, memory)
+    record = record_of(3, storage)
+    writer.trial_started(record)
+    client = writer.client
+    assert client.get_run(memory[run_key(3)]).info.status == "RUNNING"
+    writer.trial_ended(record)
+    run = client.get_run(memory[run_key(3)])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == memory["mlflow_parent"]
+    assert run.data.tags["migvis.state"] == "COMPLETE"
+    assert run.data.tags["stage.vae.0"] == "k1"
+    assert run.data.tags["migvis.data_digest"] == "d"
+    assert run.data.params["vae.pc_weight"] == run.data.params["pc_weight"] == "0.001"
+    assert run.data.params["critic.infonce_batch"] == "32"
+    assert run.data.params["vae.epochs"] == "150"
+    assert run.data.metrics["neural_r2"] == 0.9
+    assert run.data.metrics["mi_bound_1"] == 1.5
+    assert "undefined" not in run.data.metrics
+    assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "vae/loss")] == [(0, 2), (50, 1)]
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "per_seed/neural_r2")] == [0.8, 1.0]
+    assert run.info.artifact_uri.startswith((storage / "mlflow-artifacts").as_uri())
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "models/vae")] == ["models/vae/vae-3.safetensors"]
+    assert len(client.list_artifacts(run.info.run_id, "images")) >= 1
+    assert memory[sent_key(3)] is True
+
+
+def test_writing_twice_leaves_one_of_each(storage) -> None:
+    record = record_of(0, storage)
+    memory: dict = {}
+    writer_of(storage, memory).trial_ended(record)
+    run_id = memory[run_key(0)]
+    # The driver was killed before it remembered anything: the run is found again by its tags.
+    writer = writer_of(storage, {})
+    writer.trial_ended(record)
+    client = writer.client
+    runs = client.search_runs([client.get_run(run_id).info.experiment_id])
+    assert len(runs) == 2  # the study and its trial
+    assert len(client.get_metric_history(run_id, "vae/loss")) == 2
+    images = client.list_artifacts(run_id, "images")
+    writer.trial_ended(record)
+    assert len(client.list_artifacts(run_id, "images")) == len(images)
+
+
+def test_failed_trial_and_a_later_attempt(storage) -> None:
+    memory: dict = {}
+    writer = writer_of(storage, memory)
+    writer.trial_ended(record_of(1, storage, state="FAIL", result=None, error="non-finite loss"))
+    run_id = memory[run_key(1)]
+    assert writer.client.get_run(run_id).info.status == "FAILED"
+    assert writer.client.get_run(run_id).data.tags["migvis.error"] == "non-finite loss"
+    again = record_of(1, storage, attempt=1)
+    writer.trial_started(again)
+    writer.trial_ended(again)
+    assert memory[run_key(1)] == run_id
+    assert writer.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_study_end_and_registered_model(storage) -> None:
+    memory: dict = {}
+    writer = writer_of(storage, memory)
+    bundle = storage / "bundle"
+    bundle.mkdir()
+    (bundle / "vae.safetensors").write_bytes(b"w")
+    writer.study_ended("FINISHED", {"final/neural_r2": 0.9}, {}, {"bundle": bundle}, {"migvis.selected": "3"})
+    assert writer.register("migvis", "bundle", {"study": "study-a", "trial": "3"}) == "1"
+    assert writer.register("migvis", "bundle", {"study": "study-a", "trial": "3"}) == "1"
+    assert writer.register("migvis", "bundle", {"study": "study-a", "trial": "4"}) == "2"
+    client = writer.client
+    version = client.get_model_version("migvis", "1")
+    assert version.tags == {"study": "study-a", "trial": "3"}
+    assert version.source.endswith("/bundle")
+    parent = client.get_run(memory["mlflow_parent"])
+    assert parent.data.metrics["final/neural_r2"] == 0.9
+    assert parent.data.tags["migvis.selected"] == "3"
+
+
+class RecordingWriter:
+    """Stands where a Writer stands; `away` calls fail as if the server were not there."""
+
+    uri = "http://user:secret@server:1"
+
+    def __init__(self, away: int = 0, error: Exception | None = None) -> None:
+        self.away, self.error, self.calls = away, error or ConnectionError("away"), []
+
+    def __getattr__(self, name: str):
+        def call(*arguments):
+            if self.away > 0:
+                self.away -= 1
+                raise self.error
+            self.calls.append((name, *arguments))
+
+        return call
+
+
+def test_server_away_means_late_not_never(tmp_path) -> None:
+    writer = RecordingWriter(away=4)
+    tracker = Tracker(writer, first_wait=0.01)
+    tracker.start = tracker._thread.start
+    tracker.start()
+    for number in range(3):
+        tracker.trial_ended(record_of(number, tmp_path))
+    assert tracker.close(10) == []
+    assert [call[1].number for call in writer.calls] == [0, 1, 2]
+
+
+def test_close_has_a_time_limit_and_says_so(tmp_path) -> None:
+    tracker = Tracker(RecordingWriter(away=10**6), first_wait=0.01)
+    tracker._thread.start()
+    tracker.trial_ended(record_of(0, tmp_path))
+    begin = time.monotonic()
+    (line,) = tracker.close(0.3)
+    assert time.monotonic() - begin < 3
+    assert "--resume" in line
+    assert "secret" not in line
+
+
+def test_error_that_does_not_pass_is_told_and_skipped(tmp_path) -> None:
+    error = FileNotFoundError("no picture.png at postgresql://me:pw@db")
+    tracker = Tracker(RecordingWriter(away=1, error=error), first_wait=0.01)
+    tracker._thread.start()
+    tracker.trial_ended(record_of(0, tmp_path))
+    tracker.trial_ended(record_of(1, tmp_path))
+    (line,) = tracker.close(10)
+    assert "trial 0" in line
+    assert "picture.png" in line
+    assert "pw" not in line
+
+
+def test_full_queue_is_caught_up_from_the_study(tmp_path) -> None:
+    writer = RecordingWriter()
+    tracker = Tracker(writer, capacity=2)
+    records = [record_of(number, tmp_path) for number in range(4)]
+    for record in records:
+        tracker.trial_ended(record)  # the thread does not run yet: two fit
+    tracker._thread.start()
+    while len(writer.calls) < 2:
+        time.sleep(0.01)
+    memory = {sent_key(0): True}
+    tracker.catch_up(records, memory.get)
+    assert tracker.close(10) == []
+    assert [call[1].number for call in writer.calls] == [0, 1, 2, 3]
+
+
+def test_trial_that_will_be_tried_again_keeps_its_run_open(tmp_path) -> None:
+    writer = RecordingWriter()
+    tracker = Tracker(writer)
+    tracker._thread.start()
+    tracker.trial_ended(record_of(0, tmp_path, state="WAITING", result=None))
+    tracker.close(10)
+    assert writer.calls == []
+
+
+def test_redact() -> None:
+    assert redact("at postgresql+psycopg2://me:pw@db:5432/x and http://a:b@h") == "at postgresql+psycopg2://db:5432/x and http://h"
+    assert redact("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://user:secret@127.0.0.1:9", "postgresql://user:secret@127.0.0.1:9/x", "sqlite:////no/such/folder/m.db", "mlruns", "http://h:x"],
+)
+def test_unreachable_is_one_line_within_seconds(uri) -> None:
+    begin = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        check_tracking(uri, timeout=2)
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert str(caught.value).startswith("--tracking-uri ")
+
+
+def test_a_server_that_answers_is_reachable(tmp_path) -> None:
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 500)
+            self.end_headers()
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    check_tracking(f"http://127.0.0.1:{server.server_port}/")
+    with pytest.raises(InputError, match="500"):
+        check_tracking(f"http://127.0.0.1:{server.server_port}/elsewhere")
+    server.shutdown()
+    check_tracking(default_uri(tmp_path))
+
+
+def test_a_folder_named_mlflow_is_not_the_library(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mlflow").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError, match="not installed"):
+        import_mlflow()
+    with pytest.raises(InputError, match="not installed"):
+        check_tracking(default_uri(tmp_path))
+    monkeypatch.delitem(sys.modules, "mlflow")
+
+
+def test_database_is_created_whole_and_once(blank_database) -> None:
+    before = blank_database.read_bytes()
+    create_database(blank_database, blank_database.parent)
+    assert blank_database.read_bytes() == before
+    assert not list(blank_database.parent.glob(".mlflow.db.*"))

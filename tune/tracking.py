@@ -1,0 +1,203 @@
+"""MLflow from a background thread, so that no trial waits for it and nothing is lost while a server is away."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import queue
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from migvis.errors import InputError
+from tune.ledger import TrialRecord
+from tune.tracking_writer import Writer, sent_key
+
+Job = Callable[[Writer], object]
+
+
+def default_uri(storage: Path) -> str:
+    """The laptop's tracking database, beside the studies."""
+    return f"sqlite:///{storage / 'mlflow.db'}"
+
+
+def redact(text: str) -> str:
+    """`text` without the user names and passwords of the URIs in it."""
+    return re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1", text)
+
+
+def check_tracking(uri: str, timeout: float = 5.0) -> None:
+    """Raises InputError, one line and within `timeout` seconds or so, where `uri` cannot be tracked to."""
+    shown = f"--tracking-uri {redact(uri)}"
+    spec = importlib.util.find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        raise InputError("mlflow: the library is not installed; `import mlflow` finds a folder of that name only")
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"{shown}: not a URI: {error}") from None
+    if parts.scheme in ("", "file"):
+        raise InputError(f"{shown}: expected sqlite:///FILE, http(s)://HOST:PORT or a database; MLflow keeps no plain folders")
+    if parts.scheme == "sqlite":
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{shown}: the folder {folder} does not exist or cannot be written")
+        return
+    if not parts.hostname:
+        return  # a scheme of a hosted service, which MLflow resolves itself
+    port = port or {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}.get(parts.scheme.partition("+")[0], 80)
+    try:
+        if parts.scheme in ("http", "https"):
+            _check_http(parts.scheme, parts.hostname, port, parts.path.rstrip("/"), timeout)
+        else:
+            socket.create_connection((parts.hostname, port), timeout).close()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown}: cannot be reached: {reason}") from None
+
+
+def _check_http(scheme: str, host: str, port: int, path: str, timeout: float) -> None:
+    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, port, timeout=timeout)
+    try:
+        connection.request("GET", f"{path}/health")
+        status = connection.getresponse().status
+    finally:
+        connection.close()
+    # Access control answers 401 or 403 without credentials, which MLflow sends and this does not: the server is there.
+    if status >= 500:
+        raise OSError(f"the server answers {status}")
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether an error may be gone after a while: the server is away or busy, the database is locked."""
+    status = getattr(error, "get_http_status_code", None)
+    if status is not None:
+        return int(status()) >= 500 or int(status()) == 429
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return False
+    return isinstance(error, OSError) or type(error).__name__ in ("OperationalError", "TimeoutError")
+
+
+class Tracker:
+    """Runs a Writer's calls in order on one background thread, again and again while the server is away.
+
+    capacity: calls that may wait. Beyond it a trial is not queued: the study's database still has it, and
+    `catch_up` queues it later (at the end, and when a study is resumed).
+    """
+
+    def __init__(self, writer: Writer, *, capacity: int = 512, first_wait: float = 0.5, longest_wait: float = 30.0) -> None:
+        self._writer = writer
+        self._jobs: queue.Queue[tuple[str, Job] | None] = queue.Queue(capacity)
+        self._waits = (first_wait, longest_wait)
+        self._stop = threading.Event()
+        self._queued: set[int] = set()
+        self._sent: set[int] = set()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self.problems: list[str] = []
+        self.away_since: float | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where it writes, without credentials."""
+        return redact(self._writer.uri)
+
+    def start(self) -> None:
+        """Starts the thread, which imports MLflow, creates its database and the study's run first."""
+        self.submit("the study's run", Writer.parent_run)
+        self._thread.start()
+
+    def submit(self, name: str, job: Job) -> bool:
+        """Queues a call; False if too many wait already."""
+        try:
+            self._jobs.put_nowait((name, job))
+        except queue.Full:
+            return False
+        return True
+
+    def trial_started(self, record: TrialRecord) -> None:
+        self.submit(f"the start of trial {record.number}", lambda writer: writer.trial_started(record))
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Queues a trial that ended; one that will be tried again keeps its run open."""
+        if record.state == "WAITING":
+            return
+
+        def write(writer: Writer) -> None:
+            writer.trial_ended(record)
+            if record.result is not None:
+                self._sent.add(record.number)
+
+        if self.submit(f"trial {record.number}", write) and record.result is not None:
+            self._queued.add(record.number)
+
+    def catch_up(self, records: Sequence[TrialRecord], recall: Callable[[str], object]) -> None:
+        """Queues the finished trials that were never written whole, such as those of a driver that was killed."""
+        for record in records:
+            if record.result is not None and record.number not in self._queued and not recall(sent_key(record.number)):
+                self.trial_ended(record)
+
+    def study_ended(
+        self,
+        status: str,
+        metrics: Mapping[str, float] | None = None,
+        images: Mapping[str, Path] | None = None,
+        artifacts: Mapping[str, Path] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        values = (metrics or {}, images or {}, artifacts or {}, tags or {})
+        self.submit("the end of the study", lambda writer: writer.study_ended(status, *values))
+
+    def register_selected(self, name: str, artifact: str, tags: Mapping[str, str]) -> None:
+        """Registers the folder `artifact` of the study's run as a new version of the model `name`."""
+        self.submit("the registered model", lambda writer: writer.register(name, artifact, tags))
+
+    def close(self, timeout: float = 60.0) -> list[str]:
+        """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was)."""
+        deadline = time.monotonic() + timeout
+        waiting = self._jobs.qsize()
+        try:
+            self._jobs.put(None, timeout=timeout)
+            self._thread.join(max(0.1, deadline - time.monotonic()))
+        except queue.Full:
+            pass
+        self._stop.set()
+        lines = list(self.problems)
+        if self._thread.is_alive():
+            lines.append(
+                f"{self.uri}: not everything has arrived after {timeout:.0f} s ({self._jobs.qsize() or waiting} calls wait);"
+                " --resume with this study sends the rest"
+            )
+        return lines
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            self._do(*item)
+            if self._stop.is_set():
+                return
+
+    def _do(self, name: str, job: Job) -> None:
+        wait, longest = self._waits
+        while not self._stop.is_set():
+            try:
+                job(self._writer)
+                self.away_since = None
+                return
+            except Exception as error:
+                # Anything that will not pass by itself is told at the end; the study never stops for its tracking.
+                if not _is_passing(error):
+                    self.problems.append(f"{self.uri}: {name} was not written: {redact(_first_line(error))}")
+                    return
+                self.away_since = self.away_since or time.monotonic()
+                self._stop.wait(wait)
+                wait = min(2 * wait, longest)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
