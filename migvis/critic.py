@@ -41,8 +41,8 @@ def info_nce(scores: Tensor) -> Tensor:
     return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 
-def _head(inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width))
+def _head(inputs: int, width: int, bias: bool) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width, bias=bias))
 
 
 class Critic(nn.Module):
@@ -61,8 +61,9 @@ class Critic(nn.Module):
         self.config, self.group_count, self.group_rank, self.image_size = config, group_count, group_rank, image_size
         self.encoder = build_encoder(config, image_size) if encoder is None else encoder
         width = config.embedding_width
-        self.image_heads = nn.ModuleList(_head(self.encoder.width, width) for _ in range(group_count))
-        self.latent_heads = nn.ModuleList(_head(group_rank, width) for _ in range(group_count))
+        self.image_heads = nn.ModuleList(_head(self.encoder.width, width, bias=True) for _ in range(group_count))
+        # A constant part of the latent keys would be the term in the image alone that drops out of the softmax.
+        self.latent_heads = nn.ModuleList(_head(group_rank, width, bias=False) for _ in range(group_count))
         self.register_buffer("latent_mean", torch.zeros(group_count, group_rank))
         self.register_buffer("latent_scale", torch.ones(group_count, group_rank))
 
@@ -242,7 +243,7 @@ def critic_state(critic: Critic) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     frozen = is_frozen(critic.encoder)
     tensors = {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in critic.state_dict().items()
         if not (frozen and name.startswith("encoder."))
     }
