@@ -43,9 +43,10 @@ def load_backbone(name: str, weights: str | Path | None, field: str) -> nn.Modul
     weights: a file of that network's weights (a classifier in it is ignored); none: timm's hub or its local
     cache. Raises InputError naming the configuration `field` if neither gives weights that fit.
     """
+    stored = None if weights is None else read_weights(weights, field)
     import timm
 
-    if weights is None:
+    if stored is None:
         try:
             model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
         except Exception as error:  # the hub raises many kinds: no network, no cache, no permission
@@ -53,7 +54,6 @@ def load_backbone(name: str, weights: str | Path | None, field: str) -> nn.Modul
                 f"{field}: no weights of {name} in timm's hub or its local cache ({type(error).__name__}); give a file"
             ) from error
     else:
-        stored = read_weights(weights, field)
         model = timm.create_model(name, pretrained=False, num_classes=0)
         expected = model.state_dict()
         wrong = [key for key, value in expected.items() if key not in stored or stored[key].shape != value.shape]
