@@ -1,0 +1,396 @@
+"""The neural VAE: partial correlation against closed forms and a naive estimator, the fit on planted populations."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from migvis import randomness
+from migvis.config import VAEConfig
+from migvis.errors import InputError
+from migvis.training import Progress, Shard
+from migvis.vae import NeuralVAE, fit_vae, kl_divergence, load_vae, partial_correlation, standard, training_loss, vae_state
+
+
+def normal(stream: str, count: int, *shape: int) -> Tensor:
+    return randomness.normal(0, stream, 0, torch.arange(count), shape).double()
+
+
+def posteriors(count: int, latent_count: int, log_variance: float, spread: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    mean = normal("mean", count, latent_count) @ (torch.eye(latent_count).double() + 0.5)
+    log_var = log_variance + spread * normal("log_var", count, latent_count)
+    return mean + (0.5 * log_var).exp() * normal("noise", count, latent_count), mean, log_var
+
+
+def naive_partial_correlation(z: Tensor, mean: Tensor, log_var: Tensor, group_count: int, dataset_size: int) -> Tensor:
+    """Sample by sample and dimension by dimension, in float64."""
+    z, mean, log_var = z.double(), mean.double(), log_var.double()
+    batch, latent_count = z.shape
+    rank = latent_count // group_count
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(batch):
+        joint, groups = [], [[] for _ in range(group_count)]
+        for j in range(batch):
+            weight = 1 / dataset_size if i == j else (dataset_size - 1) / (dataset_size * (batch - 1))
+            density = torch.distributions.Normal(mean[j], (0.5 * log_var[j]).exp()).log_prob(z[i])
+            joint.append(density.sum() + math.log(weight))
+            for g in range(group_count):
+                groups[g].append(density[g * rank : (g + 1) * rank].sum() + math.log(weight))
+        total += torch.stack(joint).logsumexp(0) - sum(torch.stack(group).logsumexp(0) for group in groups)
+    return total / batch
+
+
+@pytest.mark.parametrize("log_variance", [1.0, -2.0, -8.0])
+@pytest.mark.parametrize(("group_count", "dataset_size"), [(2, 24), (3, 24), (6, 24), (3, 500)])
+def test_partial_correlation_equals_the_naive_one(log_variance: float, group_count: int, dataset_size: int) -> None:
+    z, mean, log_var = posteriors(24, 6, log_variance)
+    expected = naive_partial_correlation(z, mean, log_var, group_count, dataset_size)
+    torch.testing.assert_close(partial_correlation(z, mean, log_var, group_count, dataset_size), expected, rtol=1e-9, atol=1e-9)
+    single = partial_correlation(z.float(), mean.float(), log_var.float(), group_count, dataset_size)
+    assert single.dtype == torch.float32
+    assert float(single) == pytest.approx(float(expected), abs=1e-4 * max(1, abs(float(expected))))
+
+
+def test_float32_is_exact_where_narrow_posteriors_overlap() -> None:
+    """Pairs of near-equal means far from the origin: the quadratic form's terms are 1e6 and their sum is of order 1."""
+    mean = normal("mean", 12, 4).repeat_interleave(2, dim=0) * 3 + 5
+    log_var = torch.full((24, 4), -11.0, dtype=torch.float64)
+    mean = (mean + 1e-3 * normal("offset", 24, 4)).float().double()
+    z = (mean + (0.5 * log_var).exp() * normal("noise", 24, 4)).float().double()
+    expected = naive_partial_correlation(z, mean, log_var, 2, 24)
+    single = partial_correlation(z.float(), mean.float(), log_var.float(), 2, 24)
+    assert float(expected) < 0.95 * math.log(24)  # the pairs do overlap
+    assert float(single) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_gradient_equals_the_naive_one() -> None:
+    arguments = [tensor.requires_grad_() for tensor in posteriors(10, 4, -1.0)]
+    fast = torch.autograd.grad(partial_correlation(*arguments, 2, 40), arguments)
+    naive = torch.autograd.grad(naive_partial_correlation(*arguments, 2, 40), arguments)
+    for a, b in zip(fast, naive, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_one_group_has_no_partial_correlation() -> None:
+    for log_variance in (1.0, -3.0, -11.0):
+        z, mean, log_var = posteriors(32, 6, log_variance)
+        assert float(partial_correlation(z.float(), mean.float(), log_var.float(), 1, 100)) == 0.0
+
+
+def test_rank_one_is_total_correlation() -> None:
+    """Against total correlation from densities that torch.distributions mixes, dimension by dimension."""
+    z, mean, log_var = posteriors(64, 3, -1.0)
+    sd = (0.5 * log_var).exp()
+    even = torch.distributions.Categorical(logits=torch.zeros(64, dtype=torch.float64))
+    parts = torch.distributions.Independent(torch.distributions.Normal(mean, sd), 1)
+    joint = torch.distributions.MixtureSameFamily(even, parts).log_prob(z)
+    marginals = [
+        torch.distributions.MixtureSameFamily(even, torch.distributions.Normal(mean[:, d], sd[:, d])).log_prob(z[:, d])
+        for d in range(3)
+    ]
+    expected = (joint - sum(marginals)).mean()
+    torch.testing.assert_close(partial_correlation(z, mean, log_var, 3, 64), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_wide_posteriors_match_the_closed_form_of_the_aggregated_gaussian() -> None:
+    count, variance = 2048, 0.5
+    mixing = torch.tensor([[1.0, 0.3, 0.9, 0.0], [0.0, 1.0, 0.2, 0.9], [0.0, 0.0, 0.7, 0.1], [0.0, 0.0, 0.0, 0.7]]).double()
+    mean = normal("mean", count, 4) @ mixing
+    log_var = torch.full((count, 4), math.log(variance), dtype=torch.float64)
+    z = mean + math.sqrt(variance) * normal("noise", count, 4)
+    covariance = torch.cov(mean.T) + variance * torch.eye(4, dtype=torch.float64)
+    blocks = torch.logdet(covariance[:2, :2]) + torch.logdet(covariance[2:, 2:])
+    expected = 0.5 * (blocks - torch.logdet(covariance))
+    assert expected > 0.35
+    assert float(partial_correlation(z, mean, log_var, 2, count)) == pytest.approx(float(expected), abs=0.05)
+
+
+def test_narrow_posteriors_saturate_and_lose_their_gradient() -> None:
+    for group_count, dataset_size in ((2, 64), (4, 1000)):
+        z, mean, log_var = (tensor.float() for tensor in posteriors(64, 12, -11.0, spread=0.0))
+        mean.requires_grad_()
+        value = partial_correlation(z, mean, log_var, group_count, dataset_size)
+        assert value.item() == pytest.approx((group_count - 1) * math.log(dataset_size), rel=1e-5)
+        assert torch.autograd.grad(value, mean)[0].abs().max() < 1e-3
+
+
+def test_small_batches_agree_with_the_exact_mixture() -> None:
+    count = 512
+    z, mean, log_var = posteriors(count, 4, -0.7, spread=0.0)
+    exact = float(partial_correlation(z, mean, log_var, 2, count))
+    estimates = []
+    for step in range(40):
+        rows = randomness.epoch_batch(0, "batch", step, count, 256)
+        estimates.append(float(partial_correlation(z[rows], mean[rows], log_var[rows], 2, count)))
+    assert exact > 0.4
+    # Weights as if the batch were the data set (N = b) miss by 0.04.
+    assert sum(estimates) / len(estimates) == pytest.approx(exact, abs=0.03)
+
+
+def test_partial_correlation_refuses_what_it_cannot_estimate() -> None:
+    z, mean, log_var = posteriors(8, 6, 0.0)
+    with pytest.raises(InputError, match="at least 2 samples, got 1"):
+        partial_correlation(z[:1], mean[:1], log_var[:1], 2, 8)
+    with pytest.raises(InputError, match="dataset_size 7 is smaller than the batch of 8"):
+        partial_correlation(z, mean, log_var, 2, 7)
+    with pytest.raises(InputError, match="6 latent dimensions do not divide into 4 groups"):
+        partial_correlation(z, mean, log_var, 4, 8)
+
+
+def test_kl_divergence_is_the_mean_over_samples_and_dimensions() -> None:
+    _, mean, log_var = posteriors(16, 5, -1.0)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_var).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(kl_divergence(mean, log_var), expected)
+
+
+# ---- the fit --------------------------------------------------------------------------------------------
+
+CATEGORIES = 4
+
+
+def planted_population(count: int = 600, unit_count: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    """Responses linear in 3 angles, the category's one-hot code and 2 nuisances; pose [n, 6] in degrees; category."""
+    angles = 30 * normal("angles", count, 3).float()
+    category = randomness.integers(0, "category", 0, torch.arange(count), 0, CATEGORIES - 1)
+    nuisance = normal("nuisance", count, 2).float()
+    factors = torch.cat([angles / 30, 2 * torch.eye(CATEGORIES)[category], nuisance], dim=1)
+    responses = factors @ normal("weights", factors.shape[1], unit_count).float()
+    responses += 0.3 * normal("trials", count, unit_count).float()
+    pose = torch.cat([angles, torch.full((count, 3), 7.0)], dim=1)  # size and position are constant, as in V0
+    return 5 + 3 * responses, pose, category
+
+
+def r_squared(predicted: Tensor, truth: Tensor) -> float:
+    return float(1 - (predicted - truth).square().mean(dim=0).div(truth.var(dim=0, correction=0)).mean())
+
+
+TRAIN, HELD_OUT = slice(0, 400), slice(400, 600)
+SMALL = VAEConfig(group_count=3, group_rank=3, batch_size=64, epochs=60)
+
+
+@pytest.fixture(scope="module")
+def supervised() -> NeuralVAE:
+    responses, pose, category = planted_population()
+    config = SMALL.model_copy(update={"epochs": 120})
+    vae, result = fit_vae(responses[TRAIN], pose[TRAIN], category[TRAIN], config, category_count=CATEGORIES, seed=0)
+    assert set(result.curves) == {"loss", "mse", "kl", "pose", "category", "pc", "pc_saturation"}
+    for (at, pc), (same, saturation) in zip(result.curves["pc"], result.curves["pc_saturation"], strict=True):
+        assert at == same
+        assert saturation == pytest.approx(pc / (2 * math.log(400)))
+    return vae
+
+
+def test_standard_vae_reconstructs_like_pca_of_the_same_rank() -> None:
+    responses, pose, category = planted_population()
+    config = standard(SMALL.model_copy(update={"group_rank": 2, "epochs": 120}))
+    vae, result = fit_vae(responses[TRAIN], pose[TRAIN], category[TRAIN], config, category_count=CATEGORIES, seed=0)
+    assert set(result.curves) == {"loss", "mse", "kl", "pc", "pc_saturation"}
+    train, held_out = vae.normalise(responses[TRAIN]), vae.normalise(responses[HELD_OUT])
+    basis = torch.linalg.svd(train, full_matrices=False).Vh[:6]
+    with torch.no_grad():
+        reached = r_squared(vae.decode(vae.encode(responses[HELD_OUT])[0]), held_out)
+    assert reached > r_squared(held_out @ basis.T @ basis, held_out) - 0.03
+
+
+def test_supervised_groups_read_out_their_labels(supervised: NeuralVAE) -> None:
+    responses, pose, category = planted_population()
+    with torch.no_grad():
+        mean, _ = supervised.encode(responses[HELD_OUT])
+        angles = supervised.read_pose(mean) * supervised.pose_scale + supervised.pose_mean
+        right = (supervised.read_category(mean).argmax(dim=1) == category[HELD_OUT]).float().mean()
+    assert r_squared(angles, pose[HELD_OUT, :3]) > 0.85
+    assert right > 0.9
+
+
+def test_normalisation_and_latent_scale_are_those_of_the_training_stimuli(supervised: NeuralVAE) -> None:
+    responses, pose, _ = planted_population()
+    normalised = supervised.normalise(responses[TRAIN])
+    torch.testing.assert_close(normalised.mean(dim=0), torch.zeros(30), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalised.std(dim=0, correction=0), torch.ones(30), atol=1e-4, rtol=0)
+    torch.testing.assert_close(supervised.pose_mean, pose[TRAIN, :3].mean(dim=0))
+    with torch.no_grad():
+        mean, _ = supervised.encode(responses[TRAIN])
+    torch.testing.assert_close(supervised.latent_scale, mean.std(dim=0, correction=0))
+
+
+def test_groups_are_contiguous_columns(supervised: NeuralVAE) -> None:
+    z = torch.arange(18.0).reshape(2, 9)
+    assert supervised.group(z, 1)[0].tolist() == [0, 1, 2]
+    assert supervised.group(z, 3)[0].tolist() == [6, 7, 8]
+    # Read-outs see their own group alone.
+    other = z.clone()
+    other[:, 3:] = 0
+    assert torch.equal(supervised.read_pose(z), supervised.read_pose(other))
+    other = torch.zeros_like(z)
+    other[:, 3:6] = z[:, 3:6]
+    assert torch.equal(supervised.read_category(z), supervised.read_category(other))
+
+
+def test_saved_and_loaded_vae_is_the_same(supervised: NeuralVAE) -> None:
+    tensors, config = vae_state(supervised)
+    loaded = load_vae(tensors, json.loads(json.dumps(config)))
+    responses = planted_population()[0][:5]
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(responses)[0], supervised.encode(responses)[0])
+        assert torch.equal(loaded.decode(torch.ones(1, 9)), supervised.decode(torch.ones(1, 9)))
+    assert torch.equal(loaded.latent_scale, supervised.latent_scale)
+    assert loaded.config == supervised.config
+    with pytest.raises(InputError, match="vae: its tensors and its configuration do not fit together"):
+        load_vae(tensors, config | {"unit_count": 31})
+    with pytest.raises(InputError, match="vae: its tensors and its configuration do not fit together"):
+        load_vae(tensors, {"vae": {}})
+
+
+def test_resumed_fit_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
+    responses, pose, category = planted_population()
+    config = SMALL.model_copy(update={"epochs": 100})  # 600 steps, checkpoints at 500 and at the end
+    arguments = (responses[TRAIN], pose[TRAIN], category[TRAIN], config)
+    torch.manual_seed(1)
+    whole, _ = fit_vae(*arguments, category_count=CATEGORIES, seed=4)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 550:
+            raise Interrupted
+
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    with pytest.raises(Interrupted):
+        fit_vae(*arguments, category_count=CATEGORIES, seed=4, checkpoint=tmp_path / "vae.pt", progress=interrupt)
+    resumed, result = fit_vae(*arguments, category_count=CATEGORIES, seed=4, checkpoint=tmp_path / "vae.pt")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert result.start_step == 500
+    tensors = vae_state(resumed)[0]
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in vae_state(whole)[0].items())
+    other, _ = fit_vae(*arguments[:3], SMALL.model_copy(update={"epochs": 2}), category_count=CATEGORIES, seed=5)
+    assert not torch.equal(other.decoder[0].weight, whole.decoder[0].weight)
+
+
+def test_diagonal_readout_aligns_group_1_with_the_angles() -> None:
+    responses, pose, category = planted_population()
+    config = SMALL.model_copy(update={"readout": "diagonal", "epochs": 120})
+    vae, _ = fit_vae(responses[TRAIN], pose[TRAIN], category[TRAIN], config, category_count=CATEGORIES, seed=0)
+    with torch.no_grad():
+        latents = vae.group(vae.encode(responses[HELD_OUT])[0], 1)
+    together = torch.corrcoef(torch.cat([latents, pose[HELD_OUT, :3]], dim=1).T)[:3, 3:].abs()
+    assert together.diagonal().min() > 0.9
+    assert (together - together.diagonal().diag()).max() < 0.3
+    with pytest.raises(InputError, match=r"vae\.readout: diagonal needs group_rank 3 = number of pose labels 6"):
+        NeuralVAE(config, 30, 6, 0)
+
+
+def test_absent_labels_and_zero_weights_have_no_readout() -> None:
+    responses, pose, category = planted_population()
+    config = SMALL.model_copy(update={"epochs": 2})
+    unlabelled, result = fit_vae(responses, None, None, config, category_count=0, seed=0)
+    assert "pose" not in result.curves
+    assert "category" not in result.curves
+    with pytest.raises(InputError, match="without pose labels"):
+        unlabelled.read_pose(torch.zeros(1, 9))
+    with pytest.raises(InputError, match="without category labels"):
+        unlabelled.read_category(torch.zeros(1, 9))
+    only_category, _ = fit_vae(responses, None, category, config, category_count=CATEGORIES, seed=0)
+    assert only_category.read_category(torch.zeros(1, 9)).shape == (1, CATEGORIES)
+    assert (only_category.pose_count, only_category.category_count) == (0, CATEGORIES)
+    plain, _ = fit_vae(responses, pose, category, standard(config), category_count=CATEGORIES, seed=0)
+    assert (plain.pose_count, plain.category_count) == (0, 0)
+    every, _ = fit_vae(responses, pose, None, config.model_copy(update={"pose_labels": "all"}), category_count=0, seed=0)
+    assert every.pose_count == 6
+    assert every.pose_scale[3:].tolist() == [1, 1, 1]  # constant labels
+
+
+def test_loss_is_the_weighted_sum_of_its_terms_and_uses_the_sampled_latents() -> None:
+    responses, pose, category = planted_population()
+    config = SMALL.model_copy(update={"pc_weight": 0.01, "epochs": 2})
+    vae, _ = fit_vae(responses, pose, category, config, category_count=CATEGORIES, seed=0)
+    x, noise = vae.normalise(responses[:32]), normal("noise", 32, 9).float()
+    labels = (pose[:32, :3] - vae.pose_mean) / vae.pose_scale
+    settings = {"dataset_size": 600, "rows": 32, "shard": Shard(), "with_pc": False}
+    loss, terms = training_loss(vae, x, labels, category[:32], noise, **settings)
+    mean, log_var = vae.encode_normalised(x)
+    z = mean + (0.5 * log_var).exp() * noise
+    expected = {
+        "mse": (vae.decode(z) - x).square().mean(),
+        "kl": kl_divergence(mean, log_var),
+        "pose": (vae.read_pose(z) - labels).square().mean(),
+        "category": -vae.read_category(z).log_softmax(dim=1)[torch.arange(32), category[:32]].mean(),
+        "pc": partial_correlation(z, mean, log_var, 3, 600),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    weights = {"mse": 1, "kl": 2e-3, "pose": 0.2, "category": 0.02, "pc": 0.01}
+    torch.testing.assert_close(loss, sum(weights[name] * value for name, value in expected.items()))
+
+
+def test_partial_correlation_weight_lowers_the_partial_correlation() -> None:
+    responses, _, _ = planted_population()
+    reached = []
+    for pc_weight in (0.0, 0.05):
+        config = SMALL.model_copy(update={"pc_weight": pc_weight, "kl_weight": 0.05, "epochs": 50})
+        _, result = fit_vae(responses[TRAIN], None, None, config, category_count=0, seed=0)
+        reached.append(result.curves["pc"][-1][1])
+    assert reached[1] < 0.5 * reached[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("constant", "responses: unit 3 is constant over the 600 training stimuli"),
+        ("nan", "responses: they hold values that are not finite"),
+        ("pose", r"pose: expected \[600, 3 or 6\], got shape \(599, 6\)"),
+        ("pose_nan", "pose: it holds values that are not finite"),
+        ("category", r"category: values 0…4 lie outside 0…3"),
+        ("category_length", r"category: expected shape \(600,\), got \(599,\)"),
+    ],
+)
+def test_bad_training_data_is_named(field: str, message: str) -> None:
+    responses, pose, category = planted_population()
+    if field == "constant":
+        responses[:, 3] = 2.0
+    elif field == "nan":
+        responses[5, 2] = math.nan
+    elif field == "pose":
+        pose = pose[:-1]
+    elif field == "pose_nan":
+        pose[0, 0] = math.nan
+    elif field == "category":
+        category[9] = 4
+    else:
+        category = category[:-1]
+    with pytest.raises(InputError, match=message):
+        fit_vae(responses, pose, category, SMALL, category_count=CATEGORIES, seed=0)
+
+
+def fit_shard(shard: Shard) -> NeuralVAE:
+    responses, pose, category = planted_population(count=150)
+    config = SMALL.model_copy(update={"epochs": 4, "batch_size": 25, "pc_weight": 0.01})
+    return fit_vae(responses.double(), pose, category, config, category_count=CATEGORIES, seed=0, shard=shard)[0]
+
+
+def run_worker(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    try:
+        torch.save(vae_state(fit_shard(Shard(rank, world)))[0], folder / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_two_workers_fit_the_vae_of_one_in_float64(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(run_worker, args=(2, tmp_path), nprocs=2)
+    expected = vae_state(fit_shard(Shard()))[0]
+    assert all(tensor.dtype == torch.float64 for tensor in expected.values())
+    for rank in range(2):
+        tensors = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-10)
