@@ -76,6 +76,10 @@ class LedgerSearcher(Searcher):
     def _record(self, number: int) -> TrialRecord:
         return next(record for record in self._ledger.records() if record.number == number)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its experiment with the searcher in it; nothing of ours belongs there."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Tune saves searchers beside its own state; ours lives in the database, so the file only says so."""
         Path(checkpoint_path).write_text("The state of this search is the study's database.\n", encoding="utf-8")

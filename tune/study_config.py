@@ -156,21 +156,28 @@ def _one_line(error: ValidationError, sources: dict[tuple[str, str], str], fallb
     return f"{given[-1] if given else fallback}: {'.'.join([*place, message]) if place else message}"
 
 
-def load_study_config(path: Path | None, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> StudyConfig:
+def load_study_config(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    options: dict[str, Any] | None = None,
+    base: StudyConfig = STUDY_PRESETS["quick"],
+) -> StudyConfig:
     """The study configuration of a YAML file and of `--set` options, the later winning.
 
-    path: a YAML file with `preset: quick` (or paper) and sections that override it; none: the preset quick.
+    path: a YAML file with `preset: quick` (or paper) and sections that override it; none: `base`.
     overrides: texts `section.key=value`, the values parsed as YAML.
     options: values of other command-line options, by the dotted field that each stands for, such as
         {"search.trials": 0}; errors name the option instead of `--set`.
     Raises InputError with one line that names the source, the section, the field and the value.
     """
-    content = {"preset": "quick"} if path is None else _read_yaml(path)
-    file_source = "preset quick" if path is None else str(path)
-    preset = content.pop("preset", "paper")
-    if preset not in STUDY_PRESETS:
-        raise InputError(f"{file_source}: preset: expected one of {', '.join(STUDY_PRESETS)}, got {preset!r}")
-    values = STUDY_PRESETS[preset].model_dump()
+    content = {} if path is None else _read_yaml(path)
+    file_source = f"preset {base.preset}" if path is None else str(path)
+    if path is not None:
+        preset = content.pop("preset", "paper")
+        if preset not in STUDY_PRESETS:
+            raise InputError(f"{file_source}: preset: expected one of {', '.join(STUDY_PRESETS)}, got {preset!r}")
+        base = STUDY_PRESETS[preset]
+    values = base.model_dump()
     sources: dict[tuple[str, str], str] = {}
 
     for section, fields in content.items():

@@ -179,6 +179,10 @@ class Writer:
         self.client.set_terminated(run_id, status="FINISHED")
         self._remember(sent_key(record.number), True)
 
+    def study_files(self, images: Mapping[str, Path], artifacts: Mapping[str, Path]) -> None:
+        """Adds files to the study's run, such as the denoiser, once for all its trials."""
+        self._log_files(self.parent_run(), images, artifacts, step=0)
+
     def study_ended(
         self,
         status: str,
@@ -190,7 +194,7 @@ class Writer:
         """Writes the final stage to the parent run. status: "FINISHED", "FAILED" or "KILLED"."""
         run_id = self.parent_run()
         self._log_points(run_id, [(name, value, 0) for name, value in metrics.items()])
-        self._log_files(run_id, images, artifacts, step=0)
+        self.study_files(images, artifacts)
         self._log_tags(run_id, dict(tags))
         self.client.set_terminated(run_id, status=status)
 

@@ -16,20 +16,6 @@ from tune.tracking_writer import Writer, create_database, import_mlflow, run_key
 from tune.trial_result import TrialResult
 
 
-@pytest.fixture(scope="session")
-def blank_database(tmp_path_factory) -> Path:
-    """One migrated MLflow database; MLflow takes seconds to make one."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    create_database(folder / "mlflow.db", folder / "mlflow-artifacts")
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def storage(blank_database, tmp_path) -> Path:
-    (tmp_path / "mlflow.db").write_bytes(blank_database.read_bytes())
-    return tmp_path
-
-
 def writer_of(storage: Path, memory: dict) -> Writer:
     return Writer(
         default_uri(storage),
@@ -266,8 +252,8 @@ def test_a_folder_named_mlflow_is_not_the_library(tmp_path, monkeypatch) -> None
     monkeypatch.delitem(sys.modules, "mlflow")
 
 
-def test_database_is_created_whole_and_once(blank_database) -> None:
-    before = blank_database.read_bytes()
-    create_database(blank_database, blank_database.parent)
-    assert blank_database.read_bytes() == before
-    assert not list(blank_database.parent.glob(".mlflow.db.*"))
+def test_database_is_created_whole_and_once(blank_mlflow) -> None:
+    before = blank_mlflow.read_bytes()
+    create_database(blank_mlflow, blank_mlflow.parent)
+    assert blank_mlflow.read_bytes() == before
+    assert not list(blank_mlflow.parent.glob(".mlflow.db.*"))

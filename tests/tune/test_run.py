@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from migvis.errors import InputError
+from tune.context import Hooks
+from tune.run import main
+from tune.study_folder import default_storage, latest_unfinished, locked, open_storage, read_study
+
+# The science of these tests: small, real functions of the parameters. Text, because a subprocess runs it as well.
+SCIENCE = '''
+import json, math, os, sys, time
+from pathlib import Path
+from PIL import Image
+from migvis.errors import InputError
+from tune.context import DataSummary, Hooks
+from tune.trial_result import FinalResult, Prepared, TrialResult
+
+def open_data(config, storage):
+    path = Path(config.data.path) if config.data.path else storage / "data.h5"
+    if not path.exists() and config.data.path:
+        raise InputError(f"{path}: no such file")
+    path.touch()
+    return DataSummary(path, "digest", 900)
+
+def prepare(context):
+    weights = context.folder / "denoiser.safetensors"
+    weights.write_bytes(b"w")
+    context.reporter("prepare").line("denoiser: fitted")
+    return Prepared([{"kind": "denoiser", "key": "d", "seconds": 2.0, "reused": False}], {"models": weights})
+
+def run_trial(context, configuration, params, number):
+    with open(context.folder / "calls.txt", "a") as handle:
+        handle.write(json.dumps([number, params]) + "\\n")
+    time.sleep(float(os.environ.get("TRIAL_SECONDS", "0")))
+    if number == 1 and configuration.vae.epochs == 13:
+        raise RuntimeError("non-finite loss")
+    if configuration.vae.epochs == 14:
+        raise InputError("weights.pt: not found")
+    constraint = math.log10(params["pc_weight"]) + 2.5
+    if constraint > 0:
+        return TrialResult({"neural_r2": 0.5}, constraint=constraint, pruned=True)
+    picture = context.trial_folder(number) / "edits.png"
+    Image.new("L", (8, 8), number).save(picture)
+    metrics = {"neural_r2": 0.9, "group_mig": 1 / params["group_rank"], "selectivity": params["edit_step"], "realism": 0.5}
+    stages = [{"kind": "vae", "key": f"v{number}", "seconds": 1.0, "reused": False},
+              {"kind": "denoiser", "key": "d", "seconds": 0.0, "reused": True}]
+    return TrialResult(metrics, constraint=constraint, images={"edits": picture}, stages=stages, seconds={"vae": 1.0})
+
+def finish(context, selected):
+    bundle = context.folder / "bundle"
+    bundle.mkdir(exist_ok=True)
+    (bundle / "configuration.json").write_text(json.dumps(selected.params))
+    picture = context.folder / "final.png"
+    Image.new("L", (8, 8)).save(picture)
+    return FinalResult({"neural_r2": 0.88}, bundle, images={"final": picture}, main_image=picture)
+
+hooks = Hooks(open_data, prepare, run_trial, finish, plan=lambda context, space: f"plan of {context.study}: {space}",
+              expected_seconds={"trial": 1.0, "final": 1.0})
+'''
+
+
+@pytest.fixture(scope="module")
+def science():
+    """SCIENCE as functions that a Ray worker can be sent."""
+    import ray.cloudpickle
+
+    module = type(sys)("science_of_the_tests")
+    exec(SCIENCE, module.__dict__)
+    sys.modules[module.__name__] = module
+    ray.cloudpickle.register_pickle_by_value(module)
+    yield module.hooks
+    ray.cloudpickle.unregister_pickle_by_value(module)
+    del sys.modules[module.__name__]
+
+
+def summary_of(storage: Path, study: str) -> dict:
+    return json.loads((storage / study / "summary.json").read_text())
+
+
+def calls_of(storage: Path, study: str) -> list:
+    return [json.loads(line) for line in (storage / study / "calls.txt").read_text().splitlines()]
+
+
+def fails(capsys, storage: Path, hooks: Hooks, *arguments: str) -> str:
+    """The one line of a command that must exit 2."""
+    assert main(["--storage", str(storage), *arguments], hooks) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys) -> None:
+    arguments = ["--storage", str(storage), "--study", "first", "--set", "search.startup_trials=2"]
+    assert main([*arguments, "--trials", "3", "--seed", "5"], science) == 0
+    said = capsys.readouterr().out
+    summary = summary_of(storage, "first")
+    assert [trial["number"] for trial in summary["trials"]] == [0, 1, 2]
+    assert {trial["state"] for trial in summary["trials"]} <= {"COMPLETE", "PRUNED"}
+    assert all(trial["mlflow_run_id"] for trial in summary["trials"])
+    assert summary["trials"][0]["params"]["guidance_scale"] == 1.0
+    finished = sum(trial["state"] == "COMPLETE" for trial in summary["trials"])
+    assert {"kind": "denoiser", "key": "d", "seconds": 2.0, "fitted": 1, "reused": finished} in summary["stages"]
+    assert summary["selected"]["trial"] in (0, 1, 2)
+    assert summary["selected"]["rule"] == "ideal_corner"
+    assert Path(summary["export"]).is_dir()
+    assert set(summary["wall_seconds"]) == {"start", "prepare", "search", "final"}
+    assert (summary["state"], summary["seed"], summary["data"]["digest"]) == ("finished", 5, "digest")
+    for words in ("mlflow/serve.sh", "final.png", "bundle", "trial 2", "denoiser: fitted"):
+        assert words in said
+    assert not (storage / "first" / "tune").exists()
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("migvis").experiment_id
+    runs = client.search_runs([experiment])
+    assert len(runs) == 4
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"bundle", "models", "pictures"}
+    assert client.get_model_version("migvis", "1").tags["trial"] == str(summary["selected"]["trial"])
+
+    assert main(["--storage", str(storage), "--study", "first", "--resume", "--trials", "5"], science) == 0
+    more = summary_of(storage, "first")
+    assert more["trials"][:3] == summary["trials"]
+    assert [number for number, _ in calls_of(storage, "first")] == [0, 1, 2, 3, 4]
+    assert len(client.search_runs([experiment])) == 6
+    assert next(stage for stage in more["stages"] if stage["kind"] == "denoiser")["fitted"] == 2  # the hook never reuses
+
+
+def test_failing_trial_is_retried_then_the_study_goes_on(local_ray, storage, science, capsys) -> None:
+    arguments = ["--storage", str(storage), "--study", "f", "--trials", "2", "--set", "vae.epochs=13"]
+    assert main([*arguments, "--set", "search.retries=1"], science) == 0
+    numbers = [number for number, _ in calls_of(storage, "f")]
+    assert numbers == [0, 1, 1, 2]
+    trials = summary_of(storage, "f")["trials"]
+    assert trials[1]["state"] == "FAIL"
+    assert "non-finite loss" in trials[1]["error"]
+    assert "non-finite loss" in capsys.readouterr().out
+    assert "RuntimeError" in (storage / "f" / "trials" / "001" / "error.txt").read_text()
+
+
+def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys) -> None:
+    line = fails(capsys, storage, science, "--study", "g", "--set", "vae.epochs=14")
+    assert line == "error: weights.pt: not found"
+    assert summary_of(storage, "g")["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--trials", "0"], "search.trials"),
+        (["--set", "vae.pc_wieght=1"], "vae.pc_weight"),
+        (["--set", "vae.group_count=1"], "vae.group_count"),
+        (["--set", "synthesis.edit_step=0.99"], "synthesis.edit_step"),
+        (["--set", "critic.infonce_batch=1000"], "critic.infonce_batch"),
+        (["--set", "search.rule=best"], "search.rule"),
+        (["--config", "/no/such.yaml"], "such.yaml"),
+        (["--data", "/no/such.h5"], "such.h5"),
+        (["--study", "a/b"], "--study"),
+        (["--study", "stages"], "stages"),
+        (["--resume"], "no unfinished study"),
+        (["--resume", "--study", "nothing"], "nothing"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, science, capsys, arguments, part) -> None:
+    assert part in fails(capsys, tmp_path, science, *arguments)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_storage_that_cannot_be_written(tmp_path, science, capsys) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert "cannot be written" in fails(capsys, blocked / "storage", science)
+
+
+def test_dry_run_prints_the_plan_and_writes_no_study(tmp_path, science, capsys) -> None:
+    assert main(["--storage", str(tmp_path), "--study", "p", "--dry-run"], science) == 0
+    assert capsys.readouterr().out.startswith("plan of p: SearchSpace")
+    assert not (tmp_path / "p").exists()
+
+
+def test_existing_study_is_never_harmed(local_ray, storage, science, capsys) -> None:
+    assert main(["--storage", str(storage), "--study", "s", "--trials", "1"], science) == 0
+    before = (storage / "s" / "summary.json").read_bytes()
+    assert "--resume" in fails(capsys, storage, science, "--study", "s")
+    assert "seed" in fails(capsys, storage, science, "--study", "s", "--resume", "--seed", "9")
+    changed = ["--study", "s", "--resume", "--set", "search.group_rank=[1, 4]"]
+    assert "another" in fails(capsys, storage, science, *changed)
+    with locked(storage / "s"):
+        assert str(os.getpid()) in fails(capsys, storage, science, "--study", "s", "--resume")
+    assert (storage / "s" / "summary.json").read_bytes() == before
+    assert read_study(storage, "s").config.search.group_rank == (1, 8)
+    with pytest.raises(InputError, match="no unfinished"):
+        latest_unfinished(storage)
+
+
+def test_default_storage(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_storage() == tmp_path / "migvis"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert default_storage() == Path.home() / ".local/share/migvis"
+    assert open_storage(tmp_path / "new").is_dir()
+
+
+class Driver:
+    """`main` with the tests' science, in a process of its own."""
+
+    def __init__(self, storage: Path, **environment: str) -> None:
+        self.storage, self.script = storage, storage / "driver.py"
+        self.script.write_text(SCIENCE + "\nfrom tune.run import main\nsys.exit(main(sys.argv[1:], hooks))\n")
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, str(self.script), "--storage", str(self.storage), *arguments]
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_trial(self, process: subprocess.Popen, number: int) -> None:
+        path = self.storage / "k" / "calls.txt"
+        while not (path.exists() and f"[{number}, " in path.read_text()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+
+
+def completed_params(storage: Path, study: str) -> list:
+    return [(trial["number"], trial["params"]) for trial in summary_of(storage, study)["trials"]]
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_driver_then_resume(local_ray, storage, science, tmp_path_factory) -> None:
+    driver = Driver(storage, TRIAL_SECONDS="0.3")
+    process = driver.start("--study", "k", "--trials", "5")
+    driver.wait_for_trial(process, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = driver.start("--resume")
+    output = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert [number for number, _ in completed_params(storage, "k")] == [0, 1, 2, 3, 4]
+    calls = calls_of(storage, "k")
+    finished_before = {0, 1, 2}
+    assert all(sum(call[0] == number for call in calls) == 1 for number in finished_before)
+    assert sum(call[0] == 3 for call in calls) <= 2
+    assert {json.dumps(call) for call in calls if call[0] == 3} == {json.dumps([3, dict(completed_params(storage, "k"))[3]])}
+    study = optuna.load_study(study_name="k", storage=f"sqlite:///{storage / 'k' / 'optuna.db'}")
+    states = [trial.state.name for trial in study.trials]
+    assert sum(state in ("COMPLETE", "PRUNED") for state in states) == 5
+    assert "RUNNING" not in states
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    assert len(client.search_runs([client.get_experiment_by_name("migvis").experiment_id])) == 6
+
+    undisturbed = tmp_path_factory.mktemp("undisturbed")
+    (undisturbed / "mlflow.db").write_bytes((storage / "mlflow.db").read_bytes())
+    assert main(["--storage", str(undisturbed), "--study", "u", "--trials", "5"], science) == 0
+    assert completed_params(undisturbed, "u") == completed_params(storage, "k")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_exits_130_with_the_line_that_resumes(storage, how) -> None:
+    driver = Driver(storage, TRIAL_SECONDS="1")
+    process = driver.start("--study", "k", "--trials", "5")
+    driver.wait_for_trial(process, 1)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert errors.strip() == f"interrupted; go on with: python tune/run.py --study k --resume --storage {storage}"
+    assert summary_of(storage, "k")["state"] == "interrupted"

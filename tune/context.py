@@ -1,0 +1,70 @@
+"""What the study hands to the science (tune.trial, tune.final), and the functions it expects of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from migvis.config import Configuration
+from tune.progress import Reporter
+from tune.selection import OBJECTIVES, Selected
+from tune.space import SearchSpace
+from tune.study_config import StudyConfig
+from tune.trial_result import FinalResult, Prepared, TrialResult
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What the study needs to know of its data set.
+
+    training_pictures: distinct pictures of the training split. objectives: those that its labels allow.
+    """
+
+    path: Path
+    digest: str
+    training_pictures: int
+    objectives: tuple[str, ...] = OBJECTIVES
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """Where a study lives and what it reads; plain data, so that it travels to every process of a cluster."""
+
+    storage: Path
+    study: str
+    folder: Path
+    config: StudyConfig
+    data_path: Path
+    data_digest: str
+    seed: int
+    stages_root: Path
+    workers: int
+
+    def trial_folder(self, number: int) -> Path:
+        """The folder of a trial's own files, created if needed."""
+        folder = self.folder / "trials" / f"{number:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def reporter(self, name: str) -> Reporter:
+        """Progress towards the terminal, from any process that shares the study's folder."""
+        return Reporter(self.folder / "progress", name)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The science of a study.
+
+    open_data: finds or makes the data set of a configuration in a storage folder.
+    prepare: builds the stages that all trials share. run_trial: one trial, in a Ray actor. finish: the final stage.
+    plan: the text of `--dry-run`. expected_seconds: by "trial" and "final", to tell the time left before any ran.
+    """
+
+    open_data: Callable[[StudyConfig, Path], DataSummary]
+    prepare: Callable[[StudyContext], Prepared | None]
+    run_trial: Callable[[StudyContext, Configuration, dict[str, Any], int], TrialResult]
+    finish: Callable[[StudyContext, Selected], FinalResult]
+    plan: Callable[[StudyContext, SearchSpace], str]
+    expected_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,119 @@
+"""The main job: search, select, re-synthesize, export. `python tune/run.py --help`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a file, tune/ itself is first on the path: its modules would be top-level names, `import tune` would fail.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import signal
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tune.context import Hooks
+    from tune.study import Request
+
+_EPILOG = """\
+exit codes: 0 done; 2 bad input, with one line that says what and where; 130 interrupted, with the line that resumes it
+
+examples:
+  python tune/run.py                                        the embedded default: synthetic data, 12 trials
+  python tune/run.py --data recordings.h5 --config tune/configs/paper.yaml
+  python tune/run.py --study first --trials 24 --set vae.group_rank=4 --set 'search.pc_weight=[1.0e-5, 1.0e-3]'
+  python tune/run.py --resume                               go on with the latest unfinished study
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python tune/run.py",
+        description="Searches MIG-Vis' hyperparameters, selects a configuration, re-synthesizes with it and exports it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = result.add_argument
+    add("--config", type=Path, metavar="FILE.yaml", help="a preset and what overrides it (default: tune/configs/quick.yaml)")
+    add("--data", type=Path, metavar="FILE.h5", help="the data set (default: a synthetic one, made once)")
+    add("--trials", type=int, metavar="N", help="trials in all; with --resume the new total")
+    add("--study", metavar="NAME", help="the study's name (default: preset, date and time)")
+    add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
+    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: sqlite in the storage folder)")
+    add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
+    add("--seed", type=int, metavar="N", help="seed of the search and of every fit (default: 0)")
+    add("--resume", action="store_true", help="go on with --study, or with the latest unfinished study")
+    add("--dry-run", action="store_true", help="print the plan: stages, which exist already, and their estimated cost")
+    add("--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="set one value; repeatable")
+    return result
+
+
+def request_of(argv: Sequence[str]) -> Request:
+    """The request of a command line. Raises SystemExit(2) as argparse does, or InputError."""
+    from migvis.errors import InputError
+    from tune.study import Request
+
+    values = vars(parser().parse_args(argv))
+    if values["seed"] is not None and not 0 <= values["seed"] < 2**31:
+        raise InputError(f"--seed: expected 0 to {2**31 - 1}, got {values['seed']}")
+    return Request(**{**values, "overrides": tuple(values["overrides"])})
+
+
+def default_hooks() -> Hooks:
+    """The science: tune.trial and tune.final."""
+    from tune import final, trial
+    from tune.context import Hooks
+
+    return Hooks(
+        open_data=trial.open_data,
+        prepare=trial.prepare,
+        run_trial=trial.run_trial,
+        finish=final.finish,
+        plan=trial.plan,
+        expected_seconds=trial.EXPECTED_SECONDS,
+    )
+
+
+def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
+    """Runs the command line and returns its exit code. hooks: the science, for tests (default: the package's own)."""
+
+    def interrupt(signal_number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    arguments = sys.argv[1:] if argv is None else argv
+    parser().parse_args(arguments)  # --help and mistakes are answered before anything heavy is imported
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        from tune.ray_session import prepare_ray_environment
+
+        prepare_ray_environment()  # before ray is imported, which reads some of it once
+        from migvis.errors import InputError
+        from tune.study import Interrupted, run_study
+        from tune.study_run import StudyFailed
+    except KeyboardInterrupt:
+        return 130
+    try:
+        run_study(request_of(arguments), hooks or default_hooks())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StudyFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as resume:
+        print(f"interrupted; go on with: {resume}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Ray for a study's driver: joined or started, and the search run as a Ray Tune experiment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from migvis.errors import InputError
+from tune.context import Hooks, StudyContext
+from tune.ray_session import prepare_ray_environment
+from tune.search import LedgerSearcher
+from tune.trial_process import trainable
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The study shows its own progress and keeps its own records.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Ctrl-C is the driver's to handle.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+_ATTEMPTS = 3
+
+
+def connect(address: str | None) -> bool:
+    """Joins the cluster at `address` (auto, HOST:PORT, ray://HOST:PORT), or starts a local Ray.
+
+    Returns False where this process is connected already, so that whoever connected it disconnects it.
+    Raises InputError where no cluster answers, or a local Ray does not come up.
+    """
+    prepare_ray_environment()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return False
+    if address is not None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
+        return True
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            # Without "local" Ray would join any cluster that it finds on this machine.
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return True
+        except Exception as error:
+            # Ray waits 30 s for its own processes, which a busy machine may exceed.
+            ray.shutdown()
+            if attempt == _ATTEMPTS:
+                raise InputError(f"Ray did not start on this machine: {_first_line(error)}") from None
+            time.sleep(2.0)
+
+
+def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
+    """Runs the search until the searcher says that it is finished; results go through the searcher.
+
+    Each trial takes `search.threads_per_trial` CPUs (at most all there are) and, where there are GPUs, an equal
+    share of them.
+    """
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    search = context.config.search
+    total = ray.cluster_resources()
+    resources = {"cpu": min(float(search.threads_per_trial), total.get("CPU", 1.0))}
+    if total.get("GPU"):
+        resources["gpu"] = min(1.0, total["GPU"] / search.concurrent_trials)
+    scratch = context.folder / "tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable(context, hooks), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                # The searcher ends the search; this only has to be more than it will ever ask for.
+                num_samples=1_000_000,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(context.folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def command_to_browse(storage: Path, uri: str, default: str) -> str:
+    """The command that serves a laptop's studies, or where a server already does."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {uri}"
+    if uri == default:
+        return f"bash mlflow/serve.sh {storage}"
+    return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --workers 1"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

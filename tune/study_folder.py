@@ -1,0 +1,114 @@
+"""A study's folder: `<storage>/<study>/`, with its configuration, database, trials and summary."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from migvis.errors import InputError
+from tune.study_config import StudyConfig
+
+_RESERVED = {"stages", "data", "mlflow-artifacts"}
+
+
+def default_storage() -> Path:
+    """`migvis` in the user's data folder (XDG_DATA_HOME, or ~/.local/share): never inside the repository."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "migvis"
+
+
+def open_storage(path: Path) -> Path:
+    """The storage folder, created if needed; absolute. Raises InputError where nothing can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"--storage {path}: cannot be written: {error.strerror}") from None
+    return path.resolve()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON atomically: whoever reads sees the old text or the new."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def check_name(name: str) -> str:
+    """A study's name is a folder's name. Raises InputError for one that is not."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in _RESERVED or name.startswith("mlflow."):
+        raise InputError(f"--study {name}: expected letters, digits, '.', '_' and '-', and not {', '.join(sorted(_RESERVED))}")
+    return name
+
+
+def default_name(preset: str) -> str:
+    return f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """What `study.json` holds: enough to resume by name alone."""
+
+    name: str
+    config: StudyConfig
+    seed: int
+    data_digest: str
+    created: str
+    finished: bool = False
+
+    def write(self, folder: Path) -> None:
+        content = {name: getattr(self, name) for name in ("name", "seed", "data_digest", "created", "finished")}
+        write_json(folder / "study.json", {**content, "config": self.config.model_dump(mode="json")})
+
+
+def exists(storage: Path, name: str) -> bool:
+    return (storage / name / "study.json").is_file()
+
+
+def read_study(storage: Path, name: str) -> StudyRecord:
+    """The record of a study. Raises InputError where there is none, or it cannot be read."""
+    path = storage / name / "study.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return StudyRecord(**{**values, "config": StudyConfig.model_validate(values["config"])})
+    except OSError:
+        raise InputError(f"--study {name}: there is no such study in {storage}") from None
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise InputError(f"{path}: not a study's record: {str(error).splitlines()[0]}") from None
+
+
+def latest_unfinished(storage: Path) -> StudyRecord:
+    """The study that was touched last among those not finished. Raises InputError if there is none."""
+    newest_first = sorted(storage.glob("*/study.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest_first:
+        record = read_study(storage, path.parent.name)
+        if not record.finished:
+            return record
+    raise InputError(f"--resume: no unfinished study in {storage}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a study for this driver. Raises InputError while another driver of this machine runs it."""
+    with open(folder / "lock", "a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise InputError(f"--study {folder.name}: process {handle.read().strip() or '?'} is running it") from None
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield

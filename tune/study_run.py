@@ -1,0 +1,223 @@
+"""One session of a study: shared stages, search, selection, final stage, and the records of all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from migvis.errors import InputError
+from tune.context import DataSummary, Hooks, StudyContext
+from tune.ledger import Ledger, TrialRecord
+from tune.progress import Display, duration
+from tune.search import LedgerSearcher
+from tune.search_session import command_to_browse, connect, run_search
+from tune.selection import Selected, select
+from tune.space import SearchSpace
+from tune.study_folder import StudyRecord
+from tune.summary import PhaseClock, earlier_seconds, git_revision, write_summary
+from tune.tracking import Tracker, default_uri
+from tune.tracking_writer import Writer
+from tune.trial_process import stored_error, stored_result
+from tune.trial_result import FinalResult
+
+REGISTERED_MODEL = "migvis"
+BUNDLE = "bundle"
+
+
+class StudyFailed(RuntimeError):
+    """Too many trials failed for good; the message has the last error."""
+
+
+class StudyRun:
+    """One session of a study: the parts that live while the driver lives."""
+
+    def __init__(
+        self, context: StudyContext, hooks: Hooks, record: StudyRecord, space: SearchSpace, data: DataSummary, uri: str
+    ) -> None:
+        self.context, self.hooks, self.record, self.space, self.data, self.uri = context, hooks, record, space, data, uri
+        self.config, self.search = context.config, context.config.search
+        self.revision = git_revision()
+        self.state = "running"
+        self._started_ray = False
+        self.selected: Selected | None = None
+        self.final: FinalResult | None = None
+        self.clock = PhaseClock(earlier_seconds(context.folder))
+        self.ledger = self._open_ledger()
+        record.write(context.folder)
+        self.display = Display(context.folder / "progress", hooks.expected_seconds)
+        self.tracker = Tracker(self._writer())
+
+    def _open_ledger(self) -> Ledger:
+        search, context = self.search, self.context
+        return Ledger(
+            context.folder / "optuna.db",
+            context.study,
+            space=self.space,
+            objectives=self.data.objectives,
+            identity={"data": context.data_digest, "configuration": self.config.digest(), "seed": context.seed},
+            seed=context.seed,
+            trials=search.trials,
+            startup_trials=search.startup_trials,
+            start=self.space.start(self.config.configuration),
+            retries=search.retries,
+            recover=lambda number, params: stored_result(context.folder, number, params),
+        )
+
+    def _writer(self) -> Writer:
+        sections = self.config.model_dump(mode="json", exclude={"preset"})
+        params = {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+        tags = {
+            "migvis.data_digest": self.context.data_digest,
+            "migvis.seed": str(self.context.seed),
+            "migvis.preset": self.config.preset,
+            "mlflow.source.git.commit": self.revision,
+            "mlflow.source.name": "tune/run.py",
+        }
+        own = self.context.storage if self.uri == default_uri(self.context.storage) else None
+        ledger = self.ledger
+        return Writer(
+            self.uri, own, self.context.study, tags=tags, params=params, recall=ledger.remembered, remember=ledger.remember
+        )
+
+    def run(self, address: str | None) -> None:
+        """All phases in order; what an earlier session finished is taken from the database and the stage store."""
+        with self.display:
+            self.display.say(f"study {self.context.study} in {self.context.folder}")
+            self._show_trials()
+            with self.clock.phase("start"):
+                self._started_ray = connect(address)
+            # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
+            self.tracker.start()
+            self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
+            for name, phase in (("prepare", self._prepare), ("search", self._search), ("final", self._finish)):
+                self.display.phase(name)
+                with self.clock.phase(name):
+                    phase()
+                self.summarise()
+            self.display.phase("writing to MLflow")
+            problems = self.end("finished", "FINISHED")
+            replace(self.record, finished=True).write(self.context.folder)
+        self._say_where(problems)
+
+    def _prepare(self) -> None:
+        prepared = self.hooks.prepare(self.context)
+        self.context.reporter("prepare").done()
+        if prepared is not None:
+            self._remember_stages("stages_prepare", prepared.stages)
+            files = prepared.artifacts
+            self.tracker.submit("the shared stages", lambda writer: writer.study_files({}, files))
+
+    def _remember_stages(self, key: str, stages: list[dict[str, Any]]) -> None:
+        self.ledger.remember(key, [*self.ledger.remembered(key, []), *stages])
+
+    def _search(self) -> None:
+        if self.ledger.done():
+            return
+        searcher = LedgerSearcher(
+            self.ledger,
+            concurrent=self.search.concurrent_trials,
+            failures_allowed=max(1, self.search.trials // 4),
+            error_of=lambda number: stored_error(self.context.folder, number),
+            on_start=self.tracker.trial_started,
+            on_end=self._trial_ended,
+        )
+        run_search(self.context, self.hooks, searcher)
+        if searcher.bad_input is not None:
+            raise InputError(searcher.bad_input)
+        if not self.ledger.done():
+            errors = self.ledger.given_up or ["no trial could be started"]
+            raise StudyFailed(f"{len(errors)} trials failed for good; the last: {errors[-1]}")
+
+    def _trial_ended(self, record: TrialRecord) -> None:
+        self.tracker.trial_ended(record)
+        self._show_trials()
+        if record.result is not None and record.seconds is not None:
+            self.display.trial_took(record.seconds)
+        self.display.say(trial_line(record, self.ledger.objectives))
+        self.summarise()
+
+    def _finish(self) -> None:
+        self.selected = select(self.ledger.candidates(), self.search.rule, self.ledger.objectives)
+        if self.selected.warning:
+            self.display.say(f"WARNING: {self.selected.warning}")
+        self.display.say(f"selected trial {self.selected.trial} by {self.selected.rule}: {params_text(self.selected.params)}")
+        self.final = self.hooks.finish(self.context, self.selected)
+        self.context.reporter("final").done()
+        self._remember_stages("stages_final", self.final.stages)
+
+    def summarise(self) -> dict[str, Any]:
+        final = self.final
+        return write_summary(
+            self.context,
+            self.ledger,
+            self.clock,
+            self.revision,
+            state=self.state,
+            selected=self.selected,
+            final_metrics=None if final is None else final.metrics,
+            export=None if final is None else final.export,
+        )
+
+    def _show_trials(self) -> None:
+        self.display.trials(self.ledger.finished_count(), self.search.trials, self.search.concurrent_trials)
+
+    def end(self, state: str, status: str) -> list[str]:
+        """Writes the summary and what MLflow still lacks; lines that tell what could not be written there.
+
+        state: of the study, for the summary. status: of its MLflow run.
+        """
+        self.state = state
+        self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
+        if self.selected is not None and self.final is not None:
+            tags = {"study": self.context.study, "trial": str(self.selected.trial), "rule": self.selected.rule}
+            files = {BUNDLE: self.final.export, **self.final.artifacts}
+            metrics = {f"final/{name}": value for name, value in self.final.metrics.items()}
+            selected = {f"migvis.selected_{name}": value for name, value in tags.items()}
+            self.tracker.study_ended(status, metrics, self.final.images, files, selected)
+            self.tracker.register_selected(REGISTERED_MODEL, BUNDLE, {**tags, "data_digest": self.context.data_digest})
+        else:
+            self.tracker.study_ended(status)
+        problems = self.tracker.close(60.0 if state == "finished" else 15.0)
+        # After the last call to MLflow, so that the trials' run ids are known.
+        self.summarise()
+        return problems
+
+    def close(self) -> None:
+        """Stops Ray; a second Ctrl-C may come here, and nothing is lost by it."""
+        if self._started_ray:
+            ray.shutdown()
+
+    def _say_where(self, problems: list[str]) -> None:
+        """The last lines: where the studies, the pictures and the bundle are."""
+        assert self.final is not None
+        for problem in problems:
+            print(f"WARNING: {problem}")
+        seconds = self.clock.seconds()
+        phases = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+        print(f"done in {duration(sum(seconds.values()))} ({phases})")
+        print(f"browse it:         {command_to_browse(self.context.storage, self.uri, default_uri(self.context.storage))}")
+        if self.final.main_image is not None:
+            print(f"look at the edits: {self.final.main_image}")
+        print(f"exported bundle:   {self.final.export}")
+        print(f"summary:           {self.context.folder / 'summary.json'}")
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in params.items())
+
+
+def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
+    """One line about a trial that ended: its values, its parameters, its time, and what it reused."""
+    took = "" if record.seconds is None else f" ({duration(record.seconds)})"
+    if record.result is None:
+        again = "; it is tried again" if record.state == "WAITING" else ""
+        return f"trial {record.number} failed: {record.error}{again}{took}"
+    names = ["neural_r2"] if record.state == "PRUNED" else ["neural_r2", *objectives]
+    values = ", ".join(f"{name} {record.result.metrics[name]:.3f}" for name in names if name in record.result.metrics)
+    reused = sorted({stage["kind"] for stage in record.result.stages if stage["reused"]})
+    gate = "ended by the gate, " if record.state == "PRUNED" else ""
+    tail = f"; reused {', '.join(reused)}" if reused else ""
+    return f"trial {record.number}: {gate}{values} | {params_text(record.params)}{took}{tail}"
