@@ -80,6 +80,7 @@ class CriticConfig(Section):
     minimum_steps: Count = 300
     learning_rate: Positive = 1e-3
     embedding_width: Count = Field(64, description="width of the space in which images and latents are compared")
+    embedding_dropout: float = Field(0.5, ge=0, lt=1, description="share of the embedding left out of each training step")
     evaluation_candidates: int = Field(256, ge=2, description="candidates of the mutual-information bound, the same for all B")
 
 

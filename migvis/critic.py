@@ -21,7 +21,7 @@ from migvis.config import CriticConfig
 from migvis.critic_batches import ONE_WORKER, CriticBatches, check_material
 from migvis.encoders import Encoder, build_encoder, is_frozen
 from migvis.errors import InputError
-from migvis.randomness import derive_seed, normal, permutation
+from migvis.randomness import derive_seed, normal, permutation, uniform
 from migvis.training import FitResult, Progress, Shard, fit, gather
 
 HIDDEN = 64
@@ -194,7 +194,7 @@ def fit_critic(
         batch = batches.draw(step, shard).to(device)
         noise = normal(seed, "critic latents", step, batch.pictures, (mean.shape[1],))
         z = (mean[batch.stimuli] + deviation[batch.stimuli] * noise).unflatten(1, (group_count, critic.group_rank))
-        embedding = source(batch.pictures, batch.versions)
+        embedding = _dropout(source(batch.pictures, batch.versions), config.embedding_dropout, seed, step, batch.pictures)
         image_keys = torch.stack([critic.image_keys(embedding, g) for g in groups])
         latent_keys = torch.stack([critic.latent_keys(z[:, g - 1], g) for g in groups])
         # Negatives come from all workers, and every worker computes the whole loss.
@@ -234,6 +234,15 @@ def _embeddings_or_images(
         return critic.embed(torch.where(is_clean, clean[pictures], draws[pictures, (versions - 1).clamp_min(0)]))
 
     return embed
+
+
+def _dropout(embedding: Tensor, share: float, seed: int, step: int, pictures: Tensor) -> Tensor:
+    """Dropout of embeddings [b, E]. Without it a critic of a thousand pictures learns them by heart, and its bound on
+    held-out ones falls below 0."""
+    if share == 0:
+        return embedding
+    kept = uniform(seed, "critic dropout", step, pictures, embedding.shape[1]) > share
+    return embedding * kept / (1 - share)
 
 
 def critic_state(critic: Critic) -> tuple[dict[str, Tensor], dict[str, Any]]:
