@@ -32,6 +32,9 @@ class DataConfig(Section):
     subjects: tuple[str, ...] = Field(("M1", "M2"), min_length=1, description="subjects whose populations are fitted")
     image_size: int = Field(128, ge=32, le=128, multiple_of=8, description="pixels per side of the synthetic images")
     stimulus_count: int = Field(3200, ge=128, description="synthetic stimuli")
+    variations: tuple[Literal[3, 6], ...] = Field(
+        (3,), min_length=1, description="HvM variation levels beside V0: (3,) as in the public recordings, (3, 6) for all"
+    )
     repetitions: Count = Field(28, description="synthetic trials averaged per stimulus")
     signal_to_noise: Positive = Field(0.7, description="synthetic single-trial signal variance over noise variance")
     split: tuple[float, float, float] = Field((0.70, 0.10, 0.20), description="train, validation, test fractions")

@@ -29,10 +29,10 @@ def draw_poses(variation: np.ndarray, generator: np.random.Generator) -> np.ndar
     return np.column_stack([limits[:, :1] * draws[:, :3], limits[:, 1] ** draws[:, 3], limits[:, 2:] * draws[:, 4:]])
 
 
-def synthetic_stimuli(count: int, image_size: int, seed: int) -> Stimuli:
-    """`count` stimuli over all 64 objects: one of variation 0 each, the rest half of variation 3, half of variation 6.
+def synthetic_stimuli(count: int, image_size: int, seed: int, variations: tuple[int, ...] = (3,)) -> Stimuli:
+    """`count` stimuli over all 64 objects: one of variation 0 each, the rest in equal parts of `variations`.
 
-    Raises InputError when `count` leaves no varied stimulus per object and level (at least 192).
+    Raises InputError when `count` leaves fewer than three stimuli per object.
     """
     objects = len(object_models())
     if count < 3 * objects:
@@ -40,7 +40,7 @@ def synthetic_stimuli(count: int, image_size: int, seed: int) -> Stimuli:
     generator = np.random.default_rng([seed, 0])
     object_id = np.arange(count) % objects
     turn = np.arange(count) // objects
-    variation = np.where(turn == 0, 0, np.where(turn % 2 == 1, 3, 6))
+    variation = np.where(turn == 0, 0, np.array(variations)[(turn - 1) % len(variations)])
     pose = draw_poses(variation, generator)
     images = render(torch.from_numpy(object_id), torch.from_numpy(pose), image_size)
     pixels = ((images[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -57,7 +57,7 @@ def synthetic_stimuli(count: int, image_size: int, seed: int) -> Stimuli:
 
 def make_synthetic(config: DataConfig, path: Path) -> Path:
     """Writes the synthetic data set that `config` describes to `path` (HDF5) and returns the path."""
-    stimuli = synthetic_stimuli(config.stimulus_count, config.image_size, config.seed)
+    stimuli = synthetic_stimuli(config.stimulus_count, config.image_size, config.seed, config.variations)
     assert stimuli.category_id is not None
     assert stimuli.object_id is not None
     assert stimuli.pose is not None
@@ -71,5 +71,6 @@ def make_synthetic(config: DataConfig, path: Path) -> Path:
         subjects[name] = Subject(name, response, repetitions, np.array([f"{name}-{unit:03d}" for unit in range(units)]))
     split = grouped_split(picture_ids(stimuli.image), config.split, config.seed, strata=stimuli.object_id)
     attributes = {"signal_to_noise": config.signal_to_noise, "repetitions": config.repetitions, "seed": config.seed}
+    attributes["variations"] = ", ".join(f"V{level}" for level in (0, *config.variations))
     write_dataset(path, stimuli, subjects, split, source="synthetic", attributes=attributes)
     return path
