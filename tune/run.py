@@ -90,16 +90,15 @@ def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
     parser().parse_args(arguments)  # --help and mistakes are answered before anything heavy is imported
     signal.signal(signal.SIGTERM, interrupt)
     try:
+        from migvis.errors import InputError
         from tune.ray_session import prepare_ray_environment
+        from tune.study import Interrupted, StudyFailed, run_study
 
         prepare_ray_environment()  # before ray is imported, which reads some of it once
-        from migvis.errors import InputError
-        from tune.study import Interrupted, run_study
-        from tune.study_run import StudyFailed
+        run_study(request_of(arguments), default_hooks if hooks is None else lambda: hooks)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
-    try:
-        run_study(request_of(arguments), hooks or default_hooks())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -108,9 +107,6 @@ def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
         return 1
     except Interrupted as resume:
         print(f"interrupted; go on with: {resume}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -48,7 +48,7 @@ class LedgerSearcher(Searcher):
         """Whether too many trials failed for good, or one found the study's input to be bad."""
         return self.bad_input is not None or len(self._ledger.given_up) > self._failures_allowed
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """{"number", "params"} of the next trial; None: wait for those in flight; FINISHED: no more are needed."""
         if self._ledger.in_flight == 0 and (self._ledger.done() or self.exhausted):
             return Searcher.FINISHED

@@ -54,9 +54,9 @@ def clipped(metrics: Mapping[str, float], objectives: Sequence[str]) -> tuple[fl
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
     """Rows of points [n, k] (all maximised) that no other row dominates: bool [n]; equal rows all stay."""
-    at_least = (points[None, :, :] >= points[:, None, :]).all(axis=2)
-    better = (points[None, :, :] > points[:, None, :]).any(axis=2)
-    return ~(at_least & better).any(axis=1)
+    at_least = np.all(points[None, :, :] >= points[:, None, :], axis=2)
+    better = np.any(points[None, :, :] > points[:, None, :], axis=2)
+    return np.asarray(~np.any(at_least & better, axis=1))
 
 
 def hypervolume(points: np.ndarray) -> float:

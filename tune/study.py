@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
-from tune.context import DataSummary, Hooks, StudyContext
+from tune.context import Hooks, StudyContext
 from tune.selection import check_rule
 from tune.space import SearchSpace
-from tune.study_config import load_study_config
+from tune.study_config import StudyConfig, load_study_config
 from tune.study_folder import (
+    StudyFailed,
     StudyRecord,
     check_name,
     default_name,
@@ -26,7 +28,6 @@ from tune.study_folder import (
     open_storage,
     read_study,
 )
-from tune.study_run import StudyRun
 from tune.tracking import check_tracking, default_uri, redact
 
 
@@ -55,23 +56,25 @@ class Request:
         return shlex.join(words)
 
 
+__all__ = ["Interrupted", "Request", "StudyFailed", "open_study", "run_study"]
+
+
 class Interrupted(Exception):
     """The study was interrupted; the message is the line that resumes it."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A study that was checked and may begin."""
+class Opened:
+    """A study as far as its storage and its configuration tell. record: of a study that is resumed."""
 
-    record: StudyRecord
-    context: StudyContext
-    space: SearchSpace
-    data: DataSummary
-    uri: str
+    storage: Path
+    config: StudyConfig
+    seed: int
+    record: StudyRecord | None
 
 
-def make_plan(request: Request, hooks: Hooks) -> Plan:
-    """Checks everything that can be checked before anything of the study is written. Raises InputError."""
+def open_study(request: Request) -> Opened:
+    """Checks the command line, the storage and the configuration; writes nothing. Raises InputError."""
     storage = open_storage(request.storage or default_storage())
     options: dict[str, Any] = {}
     if request.trials is not None:
@@ -87,29 +90,9 @@ def make_plan(request: Request, hooks: Hooks) -> Plan:
         if request.study and exists(storage, check_name(request.study)):
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
     check_rule(config.search.rule)
-    seed = _seed(request, record)
-    data = hooks.open_data(config, storage)
-    space = SearchSpace.of(config, data.training_pictures)
-    if record is None:
-        name = request.study or default_name(config.preset)
-        record = StudyRecord(name, config, seed, data.digest, datetime.now().astimezone().isoformat(timespec="seconds"))
-    else:
-        record = replace(record, config=config)
-    context = StudyContext(
-        storage=storage,
-        study=record.name,
-        folder=storage / record.name,
-        config=config,
-        data_path=data.path,
-        data_digest=data.digest,
-        seed=seed,
-        stages_root=storage / "stages",
-        workers=config.search.fit_workers,
-    )
-    uri = request.tracking_uri or default_uri(storage)
     if not request.dry_run:
-        check_tracking(uri)
-    return Plan(record, context, space, data, uri)
+        check_tracking(request.tracking_uri or default_uri(storage))
+    return Opened(storage, config, _seed(request, record), record)
 
 
 def _seed(request: Request, record: StudyRecord | None) -> int:
@@ -118,21 +101,42 @@ def _seed(request: Request, record: StudyRecord | None) -> int:
     return record.seed if record is not None else request.seed or 0
 
 
-def run_study(request: Request, hooks: Hooks) -> None:
+def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     """Runs or resumes a study and prints where everything is; with dry_run, prints its plan.
 
-    Raises InputError for bad input, tune.study_run.StudyFailed, or Interrupted at Ctrl-C.
+    load_hooks: imports the science, after what can be checked without it. Raises InputError for bad input,
+    StudyFailed, or Interrupted at Ctrl-C.
     """
     begin = time.monotonic()
-    plan = make_plan(request, hooks)
+    opened = open_study(request)
+    hooks = load_hooks()
+    config, storage = opened.config, opened.storage
+    data = hooks.open_data(config, storage)
+    space = SearchSpace.of(config, data.training_pictures)
+    created = datetime.now().astimezone().isoformat(timespec="seconds")
+    name = request.study or default_name(config.preset)
+    record = opened.record or StudyRecord(name, config, opened.seed, data.digest, created)
+    context = StudyContext(
+        storage=storage,
+        study=record.name,
+        folder=storage / record.name,
+        config=config,
+        data_path=data.path,
+        data_digest=data.digest,
+        seed=opened.seed,
+        stages_root=storage / "stages",
+        workers=config.search.fit_workers,
+    )
     if request.dry_run:
-        print(hooks.plan(plan.context, plan.space))
+        print(hooks.plan(context, space))
         return
-    context = plan.context
+    from tune.study_run import StudyRun
+
     context.folder.mkdir(parents=True, exist_ok=True)
+    uri = request.tracking_uri or default_uri(storage)
     with ExitStack() as stack:
         stack.enter_context(locked(context.folder))
-        study = StudyRun(context, hooks, plan.record, plan.space, plan.data, plan.uri)
+        study = StudyRun(context, hooks, replace(record, config=config), space, data, uri)
         stack.callback(study.close)
         study.clock.add("start", time.monotonic() - begin)
         try:

@@ -57,6 +57,10 @@ def default_name(preset: str) -> str:
     return f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+class StudyFailed(RuntimeError):
+    """Too many trials failed for good; the message has the last error."""
+
+
 @dataclass(frozen=True)
 class StudyRecord:
     """What `study.json` holds: enough to resume by name alone."""

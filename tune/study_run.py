@@ -16,7 +16,7 @@ from tune.search import LedgerSearcher
 from tune.search_session import command_to_browse, connect, run_search
 from tune.selection import Selected, select
 from tune.space import SearchSpace
-from tune.study_folder import StudyRecord
+from tune.study_folder import StudyFailed, StudyRecord
 from tune.summary import PhaseClock, earlier_seconds, git_revision, write_summary
 from tune.tracking import Tracker, default_uri
 from tune.tracking_writer import Writer
@@ -25,10 +25,6 @@ from tune.trial_result import FinalResult
 
 REGISTERED_MODEL = "migvis"
 BUNDLE = "bundle"
-
-
-class StudyFailed(RuntimeError):
-    """Too many trials failed for good; the message has the last error."""
 
 
 class StudyRun:
