@@ -1,0 +1,49 @@
+"""How this project's processes start or join Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers share this environment: nothing to rebuild under `uv run`
+    "RAY_AUTH_MODE": "token",  # said in every process, or command lines and workers disagree
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's only clock: 2 s by default, at every turn of it
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # importing torch on a busy machine takes more than the default 60
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; a vanished node is seen by its dead worker anyway
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Defaults that this project sets for Ray; a value already in the environment wins."""
+
+
+def prepare_ray_environment() -> None:
+    """Sets RAY_ENVIRONMENT's defaults; call it before `ray.init`, so that every process of a local Ray inherits them."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def start_ray(address: str | None = None, *, attempts: int = 3, **options: Any) -> None:
+    """Joins the cluster at `address`, or starts a local Ray quietly; `options` go to `ray.init`.
+
+    A local start is tried again: Ray gives its own processes a fixed 30 s, too few on a machine that is busy with others.
+    """
+    prepare_ray_environment()
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", **options}
+    if address is not None:
+        ray.init(address=address, **quiet)
+        return
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(include_dashboard=False, **quiet)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if attempt == attempts or "timed out during startup" not in str(error):
+                raise
+        else:
+            return
