@@ -78,6 +78,7 @@ class UNet(nn.Module):
                 f"denoiser.width_multipliers: images of {image_size} px cannot be halved {levels - 1} times "
                 f"after denoiser.stem_patch={config.stem_patch}"
             )
+        self.config, self.image_size = config, image_size
         self.patch = config.stem_patch
         self.base_width = config.base_width
         self.register_buffer("alphas", alphas.clone(), persistent=False)
