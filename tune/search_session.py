@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -41,19 +43,30 @@ def connect(address: str | None) -> bool:
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return False
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(address)
+    finally:
+        # Ray puts a handler of its own there, which exits on the spot.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
+    return True
+
+
+def _connect(address: str | None) -> None:
     if address is not None:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
-        return True
+        return
     attempt = 0
     while True:
         attempt += 1
         try:
             # Without "local" Ray would join any cluster that it finds on this machine.
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-            return True
+            return
         except Exception as error:
             # Ray waits 30 s for its own processes, which a busy machine may exceed.
             ray.shutdown()

@@ -13,7 +13,11 @@ import pytest
 
 from migvis.errors import InputError
 from tune.context import Hooks
+from tune.ledger import Ledger
 from tune.run import main
+from tune.selection import OBJECTIVES
+from tune.space import SearchSpace
+from tune.study_config import load_study_config
 from tune.study_folder import default_storage, latest_unfinished, locked, open_storage, read_study
 
 # The science of these tests: small, real functions of the parameters. Text, because a subprocess runs it as well.
@@ -240,7 +244,7 @@ def completed_params(storage: Path, study: str) -> list:
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_driver_then_resume(local_ray, storage, science, tmp_path_factory) -> None:
+def test_kill_9_of_the_driver_then_resume(storage, science, tmp_path) -> None:
     driver = Driver(storage, TRIAL_SECONDS="0.3")
     process = driver.start("--study", "k", "--trials", "5")
     driver.wait_for_trial(process, 3)
@@ -264,10 +268,28 @@ def test_kill_9_of_the_driver_then_resume(local_ray, storage, science, tmp_path_
     client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     assert len(client.search_runs([client.get_experiment_by_name("migvis").experiment_id])) == 6
 
-    undisturbed = tmp_path_factory.mktemp("undisturbed")
-    (undisturbed / "mlflow.db").write_bytes((storage / "mlflow.db").read_bytes())
-    assert main(["--storage", str(undisturbed), "--study", "u", "--trials", "5"], science) == 0
-    assert completed_params(undisturbed, "u") == completed_params(storage, "k")
+    # The same study, undisturbed: the ledger and the science without Ray.
+    config = load_study_config(None, ["search.trials=5"])
+    space = SearchSpace.of(config, 900)
+    start = space.start(config.configuration)
+    options = {"objectives": OBJECTIVES, "identity": {}, "seed": 0, "trials": 5, "startup_trials": 3}
+    ledger = Ledger(tmp_path / "undisturbed.db", "u", space=space, start=start, **options)
+    expected = []
+    while (proposal := ledger.propose()) is not None:
+        expected.append((proposal.number, proposal.params))
+        result = science.run_trial(CallsElsewhere(tmp_path), config.configuration, proposal.params, proposal.number)
+        ledger.finish(proposal.number, result)
+    assert completed_params(storage, "k") == expected
+
+
+class CallsElsewhere:
+    """A context of its own for trials that run beside the study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder
 
 
 @pytest.mark.slow
