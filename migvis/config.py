@@ -100,6 +100,8 @@ class DenoiserConfig(Section):
     learning_rate: Positive = 2e-4
     ema_decay: float = Field(0.98, ge=0, lt=1)
     horizontal_flip: bool = True
+    time_bias: float = Field(1.0, ge=1, le=4, description="k of t = ceil(T u^k), u uniform; 1: uniform t; above: more small t")
+    attention_pixels: Count = Field(256, description="self-attention on levels of at most so many positions")
 
 
 class SynthesisConfig(Section):
@@ -129,11 +131,19 @@ class Configuration(Section):
 PRESETS: dict[str, Configuration] = {
     "paper": Configuration(),
     "quick": Configuration(
-        data=DataConfig(subjects=("M1",), image_size=32, stimulus_count=1536, split=(0.60, 0.25, 0.15)),
+        data=DataConfig(subjects=("M1",), image_size=32, stimulus_count=3072, split=(0.60, 0.25, 0.15)),
         vae=VAEConfig(group_rank=3),
         critic=CriticConfig(infonce_batch=64, encoder="cnn", images_seen=30_000),
         denoiser=DenoiserConfig(
-            base_width=48, width_multipliers=(1, 2, 3), stem_patch=2, training_steps=1800, learning_rate=1e-3, ema_decay=0.995
+            base_width=32,
+            width_multipliers=(1, 2, 4),
+            stem_patch=2,
+            training_steps=3600,
+            batch_size=32,
+            learning_rate=1.5e-3,
+            ema_decay=0.998,
+            time_bias=1.6,
+            attention_pixels=64,
         ),
         synthesis=SynthesisConfig(guidance_scale=1.0, sweep_scales=(0.5, 1.0, 2.0)),
     ),

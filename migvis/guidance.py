@@ -81,7 +81,9 @@ def guide(
     passed straight through by the first two. Raises InputError when "bounded" lacks a positive pixel variance.
     """
     if jacobian == "bounded" and not (pixel_variance and pixel_variance > 0):
-        raise InputError(f"pixel_variance: jacobian=bounded needs a positive variance of the training images, got {pixel_variance}")
+        raise InputError(
+            f"pixel_variance: jacobian=bounded needs a positive variance of the training images, got {pixel_variance}"
+        )
 
     def guided(noisy: Tensor, t: Tensor) -> Tensor:
         alpha = alphas[t][:, None, None, None]

@@ -42,11 +42,13 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of the coarsest level."""
+    """Self-attention over all positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // 48)
+        self.heads = max(1, channels // 32)
+        while channels % self.heads:
+            self.heads -= 1
         self.norm = nn.GroupNorm(_groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
@@ -58,6 +60,19 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, channels // self.heads, height * width).transpose(3, 4)
         mixed = functional.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
         return x + self.out(mixed.transpose(2, 3).reshape(n, channels, height, width))
+
+
+class Block(nn.Module):
+    """A residual block, followed by self-attention on coarse levels."""
+
+    def __init__(self, channels_in: int, channels_out: int, time_width: int, attention: bool = False) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(channels_in, channels_out, time_width)
+        self.attention = Attention(channels_out) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        attended: Tensor = self.attention(self.residual(x, time))
+        return attended
 
 
 class UNet(nn.Module):
@@ -84,21 +99,28 @@ class UNet(nn.Module):
         self.register_buffer("alphas", alphas.clone(), persistent=False)
         time_width = 4 * config.base_width
         widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
-        self.time_mlp = nn.Sequential(nn.Linear(config.base_width, time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU())
+        self.time_mlp = nn.Sequential(
+            nn.Linear(config.base_width, time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU()
+        )
         self.stem = nn.Conv2d(self.patch**2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         width = widths[0]
+
+        def block(channels_in: int, channels_out: int, level: int) -> nn.Module:
+            positions = (image_size // config.stem_patch // 2**level) ** 2
+            return Block(channels_in, channels_out, time_width, attention=positions <= config.attention_pixels)
+
         for level, level_width in enumerate(widths):
-            blocks = [ResidualBlock(width if b == 0 else level_width, level_width, time_width) for b in range(config.blocks_per_level)]
+            blocks = [block(width if b == 0 else level_width, level_width, level) for b in range(config.blocks_per_level)]
             self.down.append(nn.ModuleList(blocks))
             last = level == levels - 1
             self.shrink.append(nn.Identity() if last else nn.Conv2d(level_width, level_width, 3, stride=2, padding=1))
             width = level_width
-        self.middle = nn.ModuleList([ResidualBlock(width, width, time_width), Attention(width), ResidualBlock(width, width, time_width)])
+        self.middle = nn.ModuleList([Block(width, width, time_width, attention=True), Block(width, width, time_width)])
         for level, level_width in reversed(list(enumerate(widths))):
             blocks = [
-                ResidualBlock((width if b == 0 else level_width) + level_width, level_width, time_width)
+                block((width if b == 0 else level_width) + level_width, level_width, level)
                 for b in range(config.blocks_per_level)
             ]
             self.up.append(nn.ModuleList(blocks))
@@ -119,7 +141,7 @@ class UNet(nn.Module):
                 x = block(x, time)
                 skips.append(x)
             x = shrink(x)
-        x = self.middle[2](self.middle[1](self.middle[0](x, time)), time)
+        x = self.middle[1](self.middle[0](x, time), time)
         for index, (blocks, grow) in enumerate(zip(self.up, self.grow, strict=True)):
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(torch.cat([x, skips.pop()], dim=1), time)

@@ -61,7 +61,8 @@ class Manifest:
     log: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -156,7 +157,7 @@ class StageStore:
             path = folder / name
             if not path.is_file() or path.stat().st_size != expected["size"]:
                 raise DamagedStage(f"{path}: missing or not {expected['size']} bytes long")
-            if not verified and _digest(path) != expected["sha256"]:
+            if not verified and file_digest(path) != expected["sha256"]:
                 raise DamagedStage(f"{path}: its content does not match its digest")
         with self._lock:
             self._verified.add((kind, key, seal))
@@ -226,7 +227,7 @@ class StageStore:
                 raise ValueError(f"stage {manifest.kind} wrote something that is not a plain file: {path.name}")
             if path.is_file():
                 _sync(path)
-                files[path.relative_to(folder).as_posix()] = {"sha256": _digest(path), "size": path.stat().st_size}
+                files[path.relative_to(folder).as_posix()] = {"sha256": file_digest(path), "size": path.stat().st_size}
         if not files or MANIFEST in files:
             raise ValueError(f"stage {manifest.kind} wrote {'its own ' + MANIFEST if files else 'no file'}")
         content = {**asdict(manifest), "files": files}

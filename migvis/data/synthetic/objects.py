@@ -182,7 +182,10 @@ def _fruit(k: int) -> ObjectModel:
     if k == 1:  # pear
         return ObjectModel(5, (_ball(0, 0, -0.10, 0.27, 0.27, 0.26, 0.9), _ball(0, 0, 0.18, 0.16, 0.16, 0.20, 0.9), stem, leaf))
     if k == 2:  # banana
-        arc = [_ball(0.06 * math.cos(2.2 * a), 0.42 * a, 0.34 * a * a - 0.12, 0.09, 0.16, 0.09, 1.0) for a in (-0.75, -0.3, 0.3, 0.75)]
+        arc = [
+            _ball(0.06 * math.cos(2.2 * a), 0.42 * a, 0.34 * a * a - 0.12, 0.09, 0.16, 0.09, 1.0)
+            for a in (-0.75, -0.3, 0.3, 0.75)
+        ]
         return ObjectModel(5, (*arc, _box(0, 0.42, 0.18, 0.03, 0.05, 0.03, 0.35)))
     if k == 3:  # strawberry
         leaves = (_box(0, 0, 0.24, 0.16, 0.05, 0.02, 0.4), _box(0, 0.05, 0.25, 0.05, 0.18, 0.02, 0.4))
@@ -201,7 +204,9 @@ def _fruit(k: int) -> ObjectModel:
             ),
         )
     if k == 6:  # pineapple
-        crown = [_box(0.07 * math.cos(a), 0.07 * math.sin(a), 0.34, 0.03, 0.05, 0.13, 0.45, 20 * math.cos(a)) for a in (0.3, 2.4, 4.4)]
+        crown = [
+            _box(0.07 * math.cos(a), 0.07 * math.sin(a), 0.34, 0.03, 0.05, 0.13, 0.45, 20 * math.cos(a)) for a in (0.3, 2.4, 4.4)
+        ]
         return ObjectModel(5, (_ball(0, 0, -0.10, 0.21, 0.21, 0.32, 0.8), *crown))
     return ObjectModel(5, (_ball(0, 0, 0, 0.22, 0.34, 0.24, 1.0), _ball(0, 0.32, 0, 0.06, 0.09, 0.06, 0.85), leaf))  # lemon
 

@@ -37,9 +37,7 @@ def stimulus_features(category_id: np.ndarray, object_id: np.ndarray, pose: np.n
     )
 
 
-def simulate_responses(
-    features: np.ndarray, unit_count: int, repetitions: int, signal_to_noise: float, seed: int
-) -> np.ndarray:
+def simulate_responses(features: np.ndarray, unit_count: int, repetitions: int, signal_to_noise: float, seed: int) -> np.ndarray:
     """Trial-averaged responses float32 [S, unit_count], each unit's signal of variance 1 around a positive mean.
 
     signal = z-score(W_1 f + 0.6 W_2 tanh(W_3 f)); a trial adds Gaussian noise of variance 1 / signal_to_noise, and

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from migvis.data.synthetic.objects import object_models
+from migvis.rotations import rotation_matrix
 
 _LIGHT = (0.62, -0.47, 0.63)
 _AMBIENT = 0.30
@@ -22,20 +23,6 @@ _CHUNK_RAYS = 16384
 """Rays traced at once: their intersections with all primitives fit into a core's cache."""
 _ZOOM = 1.5
 """Half image widths per unit of the object frame at scale 1: an object of radius 0.5 spans three quarters of the image."""
-
-
-def rotation_matrix(angles: Tensor) -> Tensor:
-    """Rotations R = R_yz · R_xz · R_xy, [n, 3, 3], of angles [n, 3] = (rxy, rxz, ryz) in degrees."""
-    cos, sin = torch.cos(torch.deg2rad(angles)), torch.sin(torch.deg2rad(angles))
-    zero, one = torch.zeros_like(cos[:, 0]), torch.ones_like(cos[:, 0])
-
-    def stack(*entries: Tensor) -> Tensor:
-        return torch.stack(entries, dim=1).reshape(-1, 3, 3)
-
-    yaw = stack(cos[:, 0], -sin[:, 0], zero, sin[:, 0], cos[:, 0], zero, zero, zero, one)
-    pitch = stack(cos[:, 1], zero, -sin[:, 1], zero, one, zero, sin[:, 1], zero, cos[:, 1])
-    roll = stack(one, zero, zero, zero, cos[:, 2], -sin[:, 2], zero, sin[:, 2], cos[:, 2])
-    return roll @ pitch @ yaw
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +54,9 @@ def _place(table: dict[str, Tensor], object_id: Tensor, rotation: Tensor, pose: 
     return center, scale * table["half_size"][object_id], frame, table["albedo"][object_id]
 
 
-def _ellipsoid_hits(center: Tensor, half_size: Tensor, frame: Tensor, y: Tensor, z: Tensor, light: Tensor) -> tuple[Tensor, Tensor]:
+def _ellipsoid_hits(
+    center: Tensor, half_size: Tensor, frame: Tensor, y: Tensor, z: Tensor, light: Tensor
+) -> tuple[Tensor, Tensor]:
     """Depth (−inf where missed) and cosine to the light, each [n, P, rays]: a quadratic in the depth x."""
     form = (frame / half_size[:, :, None, :] ** 2) @ frame.transpose(2, 3)
     dy, dz = y - center[..., 1:2], z - center[..., 2:3]

@@ -1,0 +1,305 @@
+"""How each stage is built: reads its inputs' folders, calls migvis, writes its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from migvis.config import CriticConfig, DenoiserConfig, SynthesisConfig, VAEConfig
+from migvis.data import Dataset, load_dataset
+from migvis.diffusion import clip_clean, ddim_sample, denoised_pool, fit_denoiser, max_edit_index
+from migvis.metrics.edit_scores import evaluation_pairs, load_instrument, make_instrument, score_edits
+from migvis.metrics.representation import representation_metrics
+from migvis.synthesis import Editor, Edits, make_bank, target_edits
+from migvis.training import WHOLE, Progress, Shard
+from migvis.weights import (
+    load_critic_folder,
+    load_denoiser,
+    load_vae_folder,
+    read_tensors,
+    save_bank,
+    save_critic,
+    save_denoiser,
+    save_json,
+    save_tensors,
+    save_vae,
+)
+from tune.stage_graph import StageContext
+
+SHOWN_PAIRS = 4
+"""Pairs for which a trial also edits the groups that are not scored."""
+COMPARED_STEP = 0.9
+"""Fraction of T at which the inversion error of all trials is compared."""
+
+
+@lru_cache(maxsize=2)
+def dataset_at(path: Path) -> Dataset:
+    """The data set, read once per process."""
+    return load_dataset(path)
+
+
+def device() -> str:
+    """Where fits and synthesis run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def training_pictures(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Training stimuli [n] (rows) and, per stimulus, the index of its picture among the distinct training pictures."""
+    rows = dataset.split["train"]
+    _, picture = np.unique(dataset.picture_id[rows], return_inverse=True)
+    return rows, picture
+
+
+def clean_pictures(dataset: Dataset) -> Tensor:
+    """The distinct training pictures [P, 1, H, W] in [−1, 1], in the order of training_pictures."""
+    rows, picture = training_pictures(dataset)
+    _, first = np.unique(picture, return_index=True)
+    return dataset.images(rows[first])
+
+
+def denoiser_job(
+    data_path: Path,
+    fields: dict[str, Any],
+    seed: int,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    shard: Shard = WHOLE,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Fits the denoiser in this process or as one of several workers; rank 0 writes it to `folder`."""
+    images = clean_pictures(dataset_at(data_path))
+    config = DenoiserConfig.model_validate(fields)
+    unet, result = fit_denoiser(images, config, seed=seed, shard=shard, checkpoint=checkpoint, progress=progress, device=device())
+    if shard.rank == 0:
+        save_denoiser(folder, unet.cpu())
+    return {"curves": result.curves}
+
+
+def build_denoiser(data_path: Path, context: StageContext, *, workers: int, threads: int, ray_train: bool) -> None:
+    """Fits ε_θ, through Ray Train where asked."""
+    fields, seed = dict(context.stage.config["denoiser"]), context.stage.seed
+    assert seed is not None
+    checkpoint = context.scratch / "denoiser.pt"
+    if not ray_train:
+        context.log.update(denoiser_job(data_path, fields, seed, checkpoint, context.folder, progress=context.progress))
+        return
+    from tune.training_jobs import fit_with_ray_train
+
+    context.progress(Progress("denoiser (starting Ray Train)", 0, fields["training_steps"], 0.0, 0.0, 0.0))
+    log = fit_with_ray_train(
+        denoiser_job,
+        {"data_path": data_path, "fields": fields, "seed": seed, "checkpoint": checkpoint, "folder": context.folder},
+        workers=workers,
+        threads_per_worker=threads,
+        folder=context.scratch,
+        run_name="denoiser",
+        progress=context.progress,
+    )
+    context.log.update(log)
+
+
+def build_pool(data_path: Path, context: StageContext) -> None:
+    """pool.safetensors: pool [P, draws, 1, H, W]."""
+    unet = load_denoiser(context.input("denoiser")).to(device())
+    clean = clean_pictures(dataset_at(data_path)).to(device())
+    assert context.stage.seed is not None
+    pool = denoised_pool(clip_clean(unet, unet.alphas), clean, unet.alphas, context.stage.config["draws"], context.stage.seed)
+    save_tensors(context.folder / "pool.safetensors", {"pool": pool})
+
+
+def build_embeddings(data_path: Path, context: StageContext, encoder_weights: str | None = None) -> None:
+    """embeddings.safetensors: [P, 1 + draws, E] of clean and pool pictures by a frozen encoder."""
+    from migvis.critic import embed_pool
+    from migvis.encoders import build_encoder
+
+    dataset = dataset_at(data_path)
+    pool = read_tensors(context.input("pool") / "pool.safetensors")["pool"] if "pool" in context.stage.inputs else None
+    encoder = build_encoder(CriticConfig(encoder="dino", encoder_weights=encoder_weights), dataset.image_size).to(device())
+    embeddings = embed_pool(encoder, clean_pictures(dataset).to(device()), None if pool is None else pool.to(device()))
+    save_tensors(context.folder / "embeddings.safetensors", {"embeddings": embeddings})
+
+
+def build_instruments(data_path: Path, context: StageContext) -> None:
+    """The instrument that judges edits: tensors and calibration."""
+    pool = read_tensors(context.input("pool") / "pool.safetensors")["pool"]
+    rows, picture = training_pictures(dataset_at(data_path))
+    _, first = np.unique(picture, return_index=True)
+    assert context.stage.seed is not None
+    tensors, description = make_instrument(dataset_at(data_path), rows[first], pool, context.stage.seed)
+    if tensors:
+        save_tensors(context.folder / "instrument.safetensors", tensors)
+    save_json(context.folder / "instrument.json", description)
+    context.log.update({"calibration": description.get("calibration", {})})
+
+
+def build_trajectory(data_path: Path, context: StageContext) -> None:
+    """states [⌊0.95 T⌋ + 1, n, 1, H, W] of the sources of the evaluation pairs; source, target [n] stimulus rows."""
+    config, dataset = context.stage.config, dataset_at(data_path)
+    assert context.stage.seed is not None
+    source, target = evaluation_pairs(dataset, config["split"], config["pairs"], context.stage.seed)
+    unet = load_denoiser(context.input("denoiser")).to(device())
+    from migvis.diffusion import ddim_invert
+
+    clipped, limit = clip_clean(unet, unet.alphas), max_edit_index(len(unet.alphas) - 1)
+    images = dataset.images(source.numpy()).to(device())
+    with torch.no_grad():
+        states = ddim_invert(clipped, images, unet.alphas, limit, trajectory=True)
+        step = round(COMPARED_STEP * (len(unet.alphas) - 1))
+        returned = ddim_sample(clipped, states[step], unet.alphas, step).clamp(-1, 1)
+    error = float((returned - images).square().mean())
+    context.log["inversion_mse_0.9T"] = error
+    save_tensors(context.folder / "states.safetensors", {"states": states, "source": source, "target": target})
+    save_json(context.folder / "trajectory.json", {"inversion_mse_0.9T": error})
+
+
+def build_vae(data_path: Path, context: StageContext) -> None:
+    """Fits a VAE (neural or standard) of one subject."""
+    from migvis.vae import fit_vae
+
+    dataset, config = dataset_at(data_path), context.stage.config
+    rows, stimuli = dataset.split["train"], dataset.stimuli
+    vae, result = fit_vae(
+        torch.tensor(dataset.subjects[config["subject"]].response[rows]),
+        None if stimuli.pose is None else torch.tensor(stimuli.pose[rows]),
+        None if stimuli.category_id is None else torch.tensor(stimuli.category_id[rows]),
+        VAEConfig.model_validate(dict(config["vae"])),
+        category_count=len(stimuli.category_names) if stimuli.category_id is not None else 0,
+        seed=_seed(context),
+        checkpoint=context.scratch / "vae.pt",
+        progress=context.progress,
+    )
+    save_vae(context.folder, vae)
+    context.log["curves"] = result.curves
+
+
+def build_representation(data_path: Path, context: StageContext) -> None:
+    """metrics.json: what the VAE and the standard VAE keep of the responses, and how they are disentangled."""
+    config = context.stage.config
+    metrics = representation_metrics(
+        dataset_at(data_path),
+        config["subject"],
+        config["split"],
+        load_vae_folder(context.input("vae")),
+        load_vae_folder(context.input("standard_vae")),
+        seed=_seed(context),
+    )
+    save_json(context.folder / "metrics.json", metrics)
+
+
+def build_critic(data_path: Path, context: StageContext, encoder_weights: str | None = None) -> None:
+    """Fits the critic of one subject; its bounds of mutual information on validation pictures go into the log."""
+    from migvis.critic import fit_critic, mi_bound
+
+    config, dataset = context.stage.config, dataset_at(data_path)
+    critic_config = CriticConfig.model_validate({**config["critic"], "encoder_weights": encoder_weights})
+    rows, picture = training_pictures(dataset)
+    vae = load_vae_folder(context.input("vae"))
+    responses = torch.tensor(dataset.subjects[config["subject"]].response)
+    with torch.no_grad():
+        mean, log_var = vae.encode(responses[rows])
+    pool = read_tensors(context.input("pool") / "pool.safetensors")["pool"] if "pool" in context.stage.inputs else None
+    embeddings = None
+    if "embeddings" in context.stage.inputs:
+        embeddings = read_tensors(context.input("embeddings") / "embeddings.safetensors")["embeddings"]
+    critic, result = fit_critic(
+        clean_pictures(dataset),
+        pool,
+        mean,
+        log_var,
+        torch.tensor(picture),
+        critic_config,
+        vae.group_count,
+        embeddings=embeddings,
+        seed=_seed(context),
+        checkpoint=context.scratch / "critic.pt",
+        progress=context.progress,
+        device=device(),
+    )
+    critic = critic.cpu()
+    save_critic(context.folder, critic)
+    held_out = dataset.split["validation"]
+    _, first = np.unique(dataset.picture_id[held_out], return_index=True)
+    with torch.no_grad():
+        latents, _ = vae.encode(responses[held_out[first]])
+        bounds = mi_bound(critic, dataset.images(held_out[first]), latents, critic_config.evaluation_candidates, _seed(context))
+    context.log["curves"] = result.curves
+    save_json(context.folder / "bounds.json", {str(group): list(bound) for group, bound in bounds.items()})
+
+
+def editor(
+    denoiser: Path, vae: Path, critic: Path, dataset: Dataset, subject: str, config: SynthesisConfig, encoder_weights: str | None
+) -> tuple[Editor, Tensor]:
+    """An editor from stage folders, and the posterior means [S, D] of all stimuli of the subject."""
+    unet, model = load_denoiser(denoiser).to(device()), load_critic_folder(critic).to(device())
+    network = load_vae_folder(vae)
+    with torch.no_grad():
+        latents, _ = network.encode(torch.tensor(dataset.subjects[subject].response))
+    rows = torch.tensor(dataset.split["train"])
+    bank = make_bank(latents[rows], rows, config.bank_size, seed=0)
+    variance = float(dataset.images(dataset.split["train"]).var(dim=0).mean())
+    return Editor(unet, unet.alphas, model.requires_grad_(False), bank, config, variance), latents
+
+
+def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor, scale: float) -> tuple[Edits, Tensor]:
+    """Edits of a trial and their pairs [n]: groups 1 and 2 for all pairs, the others for SHOWN_PAIRS, then γ = 0 for all."""
+    parts, pairs = [], []
+    every = torch.arange(len(source))
+    groups = latents.shape[1] // group_rank
+    plan = [(g, every if g <= 2 else every[:SHOWN_PAIRS], scale) for g in range(1, groups + 1)] + [(1, every, 0.0)]
+    for group, rows, gamma in plan:
+        parts.append(target_edits(rows, group, gamma, latents[target[rows]], group_rank, source[rows], target[rows]))
+        pairs.append(rows)
+    return Edits.join(parts), torch.cat(pairs)
+
+
+def build_synthesis(data_path: Path, context: StageContext, encoder_weights: str | None = None) -> None:
+    """edits.safetensors: images, group, pair, scale per edit; source and target rows per pair. bank.safetensors."""
+    config, dataset = context.stage.config, dataset_at(data_path)
+    synthesis = SynthesisConfig.model_validate(dict(config["synthesis"]))
+    made, latents = editor(
+        context.input("denoiser"),
+        context.input("vae"),
+        context.input("critic"),
+        dataset,
+        config["subject"],
+        synthesis,
+        encoder_weights,
+    )
+    stored = read_tensors(context.input("trajectory") / "states.safetensors")
+    source, target = stored["source"], stored["target"]
+    edits, pair = trial_edits(latents, made.critic.group_rank, source, target, synthesis.guidance_scale)
+    images = made.edit(stored["states"][made.step()], edits, progress=_edit_progress(context))
+    save_bank(context.folder, made.bank)
+    save_tensors(
+        context.folder / "edits.safetensors",
+        {"images": images, "group": edits.group, "pair": pair, "scale": edits.scale, "source": source, "target": target},
+    )
+    save_json(context.folder / "synthesis.json", {"pixel_variance": made.pixel_variance})
+
+
+def build_evaluation(data_path: Path, context: StageContext) -> None:
+    """metrics.json and readings of the scored edits."""
+    instrument = load_instrument(context.input("instruments"))
+    edits = read_tensors(context.input("synthesis") / "edits.safetensors")
+    metrics, readings = score_edits(dataset_at(data_path), instrument, edits)
+    save_json(context.folder / "metrics.json", metrics)
+    save_tensors(context.folder / "readings.safetensors", readings)
+
+
+def _edit_progress(context: StageContext) -> Callable[[int, int], None]:
+    def report(done: int, count: int) -> None:
+        context.progress(Progress("synthesis", done, count, 0.0, 0.0, 0.0))
+
+    return report
+
+
+def _seed(context: StageContext) -> int:
+    assert context.stage.seed is not None
+    return context.stage.seed

@@ -1,0 +1,215 @@
+"""The stages of the method: what each reads and how it is built. The graph is drawn in the README.
+
+Every function here returns a Stage whose key holds only what determines its content; the data set's path, the number of
+threads and of workers are given to `build` and are in no key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from migvis.config import Configuration
+from migvis.vae import standard
+from tune import builders
+from tune.stage_graph import Stage
+
+_DATA = ("migvis.data.dataset", "migvis.randomness")
+_FIT = ("migvis.training", "migvis.optimizer", "migvis.randomness")
+_DENOISER = ("migvis.unet", "migvis.diffusion", *_FIT)
+_ORACLE = ("migvis.metrics.instrument", "migvis.metrics.render_fit", "migvis.metrics.selectivity", "migvis.data.synthetic")
+_CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.pretrained", *_FIT)
+_EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.diffusion")
+
+EXPECTED_SECONDS = {
+    "denoiser": 400.0,
+    "pool": 10.0,
+    "instruments": 20.0,
+    "trajectory": 6.0,
+    "vae": 4.0,
+    "standard_vae": 2.0,
+    "representation": 2.0,
+    "critic": 6.0,
+    "synthesis": 8.0,
+    "evaluation": 4.0,
+}
+"""Seconds of each kind on 2 CPU cores at the quick preset, until a store has observed its own."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Makes the stages of one configuration over one data set."""
+
+    data_path: Path
+    data_digest: str
+    configuration: Configuration
+    seed: int
+    threads: int = 2
+    workers: int = 1
+    ray_train: bool = False
+
+    def _stage(self, kind: str, config: dict[str, Any], build: Any, *, modules: tuple[str, ...], **options: Any) -> Stage:
+        return Stage(kind, config, partial(build, self.data_path), modules=("tune.builders", *_DATA, *modules), **options)
+
+    def denoiser(self) -> Stage:
+        """ε_θ, fitted once for all trials; through Ray Train where `ray_train` asks for it."""
+        config = {"data": self.data_digest, "denoiser": self.configuration.denoiser.model_dump(mode="json")}
+        build = partial(builders.build_denoiser, workers=self.workers, threads=self.threads, ray_train=self.ray_train)
+        return self._stage("denoiser", config, build, modules=_DENOISER, seed=self.seed, scope="study")
+
+    def pool(self) -> Stage:
+        """x̂₀ of noised training pictures, which critics are trained on."""
+        config = {"draws": self.configuration.critic.pool_draws}
+        inputs = {"denoiser": self.denoiser()}
+        return self._stage("pool", config, builders.build_pool, inputs=inputs, modules=_DENOISER, seed=self.seed, scope="study")
+
+    def embeddings(self) -> Stage | None:
+        """Embeddings of clean and pool pictures by a frozen encoder; none for an encoder that is fitted."""
+        critic = self.configuration.critic
+        if critic.encoder == "cnn":
+            return None
+        config = {
+            "data": self.data_digest,
+            "critic": _encoder_fields(self.configuration),
+            "clean": critic.training_images == "clean",
+        }
+        inputs = {} if critic.training_images == "clean" else {"pool": self.pool()}
+        modules = ("migvis.encoders", "migvis.pretrained", "migvis.critic")
+        return self._stage("embeddings", config, builders.build_embeddings, inputs=inputs, modules=modules, scope="study")
+
+    def instruments(self) -> Stage:
+        """The calibrated oracle (synthetic stimuli) or probes (recordings)."""
+        inputs = {"pool": self.pool()}
+        config = {"data": self.data_digest}
+        modules = (*_ORACLE, "migvis.metrics.probes")
+        return self._stage(
+            "instruments", config, builders.build_instruments, inputs=inputs, modules=modules, seed=self.seed, scope="study"
+        )
+
+    def trajectory(self, split: str = "validation", count: int | None = None) -> Stage:
+        """Inverted states of the sources of the evaluation pairs, at every t up to 0.95 T."""
+        pairs = self.configuration.synthesis.trial_pairs if count is None else count
+        config = {"data": self.data_digest, "split": split, "pairs": pairs}
+        inputs = {"denoiser": self.denoiser()}
+        scope: Any = "study" if split == "validation" else "trial"
+        modules = ("migvis.diffusion", "migvis.metrics.selectivity")
+        return self._stage(
+            "trajectory",
+            config,
+            builders.build_trajectory,
+            inputs=inputs,
+            modules=modules,
+            seed=self.seed,
+            label=split,
+            scope=scope,
+        )
+
+    def study_stages(self) -> list[Stage]:
+        """What is built before the first trial, so that no trial waits for a long fit."""
+        stages = [self.denoiser(), self.pool(), self.instruments(), self.trajectory()]
+        embeddings = self.embeddings()
+        return stages if embeddings is None else [*stages, embeddings]
+
+    def vae(self, subject: str, seed: int) -> Stage:
+        """The neural VAE of one subject."""
+        return self._vae("vae", self.configuration.vae.model_dump(mode="json"), subject, seed)
+
+    def standard_vae(self, subject: str, seed: int) -> Stage:
+        """The standard VAE of the same D, which does not depend on how D is split into groups."""
+        plain = standard(self.configuration.vae).model_dump(mode="json")
+        dimensions = plain["group_count"] * plain["group_rank"]
+        unused = {"category_weight": 0.0, "pose_labels": "rotation", "readout": "linear"}
+        return self._vae("standard_vae", {**plain, **unused, "group_count": dimensions, "group_rank": 1}, subject, seed)
+
+    def _vae(self, kind: str, fields: dict[str, Any], subject: str, seed: int) -> Stage:
+        config = {"data": self.data_digest, "subject": subject, "vae": fields}
+        modules = ("migvis.vae", *_FIT)
+        return self._stage(kind, config, builders.build_vae, modules=modules, seed=seed, label=f"{subject} seed {seed}")
+
+    def representation(self, subject: str, seed: int, split: str = "validation") -> Stage:
+        """R², RMSE, group_mig and MIG of the VAE and of the standard VAE on one split."""
+        inputs = {"vae": self.vae(subject, seed), "standard_vae": self.standard_vae(subject, seed)}
+        config = {"data": self.data_digest, "split": split, "subject": subject}
+        modules = (
+            "migvis.metrics.reconstruction",
+            "migvis.metrics.disentanglement",
+            "migvis.metrics.group_disentanglement",
+            "migvis.metrics.logistic",
+            "migvis.metrics.arrays",
+        )
+        return self._stage(
+            "representation",
+            config,
+            builders.build_representation,
+            inputs=inputs,
+            modules=modules,
+            seed=self.seed,
+            label=f"{subject} {split}",
+        )
+
+    def critic(self, subject: str, seed: int) -> Stage:
+        """The InfoNCE critic of all groups of one subject."""
+        inputs = {"vae": self.vae(subject, seed)}
+        embeddings = self.embeddings()
+        if embeddings is not None:
+            inputs["embeddings"] = embeddings
+        elif self.configuration.critic.training_images == "pool":
+            inputs["pool"] = self.pool()
+        fields = self.configuration.critic.model_dump(mode="json", exclude={"encoder_weights", "pool_draws"})
+        config = {"data": self.data_digest, "subject": subject, "critic": fields, "weights": _weights(self.configuration)}
+        build = partial(builders.build_critic, encoder_weights=self.configuration.critic.encoder_weights)
+        return self._stage("critic", config, build, inputs=inputs, modules=_CRITIC, seed=seed, label=f"{subject} seed {seed}")
+
+    def synthesis(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:
+        """The scored `target` edits of groups 1 and 2, some edits of the others, and unguided ones."""
+        config = self.configuration.synthesis
+        pairs = config.trial_pairs if count is None else count
+        inputs = {
+            "denoiser": self.denoiser(),
+            "vae": self.vae(subject, seed),
+            "critic": self.critic(subject, seed),
+            "trajectory": self.trajectory(split, pairs),
+        }
+        names = {"edit_step", "guidance_scale", "form", "jacobian", "bank_size"}
+        fields = {
+            "data": self.data_digest,
+            "subject": subject,
+            "split": split,
+            "pairs": pairs,
+            "synthesis": config.model_dump(mode="json", include=names),
+        }
+        build = partial(builders.build_synthesis, encoder_weights=self.configuration.critic.encoder_weights)
+        return self._stage("synthesis", fields, build, inputs=inputs, modules=_EDIT, seed=self.seed, label=f"{subject} {split}")
+
+    def evaluation(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:
+        """Selectivity and realism of the scored edits, as the instrument reads them."""
+        inputs = {"synthesis": self.synthesis(subject, seed, split, count), "instruments": self.instruments()}
+        config = {"data": self.data_digest}
+        modules = (*_ORACLE, "migvis.metrics.probes", "migvis.metrics.features")
+        return self._stage(
+            "evaluation", config, builders.build_evaluation, inputs=inputs, modules=modules, label=f"{subject} {split}"
+        )
+
+    def trial_stages(self, seeds: range) -> list[Stage]:
+        """What one trial needs in the end, for all configured subjects."""
+        subjects = self.configuration.data.subjects
+        return [
+            stage
+            for subject in subjects
+            for seed in seeds
+            for stage in (self.representation(subject, seed), self.evaluation(subject, seed))
+        ]
+
+
+def _weights(configuration: Configuration) -> str | None:
+    """Digest of a frozen encoder's weights file; none where timm's own are used."""
+    from tune.store import file_digest
+
+    path = configuration.critic.encoder_weights
+    return None if path is None else file_digest(Path(path))
+
+
+def _encoder_fields(configuration: Configuration) -> dict[str, Any]:
+    return {"encoder": configuration.critic.encoder, "weights": _weights(configuration)}
