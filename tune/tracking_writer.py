@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import logging
 import math
 import os
 import re
@@ -32,9 +33,11 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     module = importlib.import_module("mlflow")
     if not hasattr(module, "__version__"):
         raise InputError("mlflow: the library is not installed; `import mlflow` finds a folder of that name only")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     return module
 
 
