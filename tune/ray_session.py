@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import Any
 
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers share this environment: nothing to rebuild under `uv run`
-    "RAY_AUTH_MODE": "token",  # said in every process, or command lines and workers disagree
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's only clock: 2 s by default, at every turn of it
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # importing torch on a busy machine takes more than the default 60
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; a vanished node is seen by its dead worker anyway
@@ -20,7 +20,13 @@ RAY_ENVIRONMENT = {
 
 
 def prepare_ray_environment() -> None:
-    """Sets RAY_ENVIRONMENT's defaults; call it before `ray.init`, so that every process of a local Ray inherits them."""
+    """Sets RAY_ENVIRONMENT's defaults, and token authentication; call it before `ray.init`, for all processes inherit them.
+
+    A process reads RAY_AUTH_MODE when it imports ray. If that has happened, it is left alone: set now, it would reach
+    the servers only, and they would refuse this process.
+    """
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

@@ -1,0 +1,67 @@
+"""The pictures of a trial and of the final stage, from the files of their stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from migvis.data import Dataset
+from migvis.figures import GridRow, edit_grid, selectivity_matrix
+from migvis.metrics.selectivity import ATTRIBUTES
+from migvis.weights import read_tensors
+
+GROUP_NAMES = {1: "group 1\n(pose)", 2: "group 2\n(category)"}
+
+
+def group_label(group: int, labelled: bool) -> str:
+    """How a latent group is called in a picture."""
+    return GROUP_NAMES.get(group, f"group {group}") if labelled else f"group {group}"
+
+
+def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path, subject: str, title: str) -> Path:
+    """Source, target, the edits of each group and the unguided return, for all pairs of a trial."""
+    edits = read_tensors(synthesis / "edits.safetensors")
+    readings = read_tensors(evaluation / "readings.safetensors")
+    source, target = edits["source"], edits["target"]
+    pairs = len(source)
+    labelled = dataset.stimuli.category_id is not None
+    rows = [
+        GridRow("source", dataset.images(source.numpy()), names_of(dataset, source)),
+        GridRow("target", dataset.images(target.numpy()), names_of(dataset, target)),
+    ]
+    guided = slice(0, len(edits["group"]) - pairs)
+    for group in edits["group"][guided].unique().tolist():
+        chosen = (edits["group"][guided] == group).nonzero()[:, 0]
+        captions = None
+        if "category" in readings and group <= 2:
+            captions = reading_captions(dataset, readings, chosen)
+        rows.append(GridRow(group_label(group, labelled), edits["images"][chosen], captions))
+    rows.append(GridRow("no guidance", edits["images"][-pairs:]))
+    return edit_grid(rows, folder / f"edits_{subject}.png", title)
+
+
+def names_of(dataset: Dataset, rows: Tensor) -> list[str] | None:
+    """Category names under stimuli; none without labels."""
+    if dataset.stimuli.category_id is None:
+        return None
+    return [dataset.stimuli.category_names[int(dataset.stimuli.category_id[row])] for row in rows.tolist()]
+
+
+def reading_captions(dataset: Dataset, readings: dict[str, Tensor], chosen: Tensor) -> list[str]:
+    """What the instrument says of each scored edit: its category, or that it shows no object, and its score."""
+    captions = []
+    for row in chosen.tolist():
+        name = dataset.stimuli.category_names[int(readings["category"][row])]
+        shown = name if bool(readings["valid"][row]) else "no object"
+        captions.append(f"{shown}\n{float(readings['score'][row]):+.2f}")
+    return captions
+
+
+def selectivity_picture(evaluation: Path, folder: Path, subject: str) -> Path | None:
+    """The selectivity matrix as a picture; none where it could not be measured."""
+    readings = read_tensors(evaluation / "readings.safetensors")
+    if "matrix" not in readings:
+        return None
+    names = [GROUP_NAMES[1].replace("\n", " "), GROUP_NAMES[2].replace("\n", " ")]
+    return selectivity_matrix(readings["matrix"], names, list(ATTRIBUTES), folder / f"selectivity_{subject}.png")

@@ -1,0 +1,276 @@
+"""One trial of the search, and what comes before it: the data set, the shared stages, the plan.
+
+A trial fits each configured subject for each seed; its objectives and its constraint are means over both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from migvis.bundle import write_models
+from migvis.config import Configuration
+from migvis.data import load_dataset
+from migvis.data.synthetic.stimuli import make_synthetic
+from migvis.errors import InputError
+from migvis.training import Progress
+from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_json
+from tune.builders import dataset_at, training_pictures
+from tune.context import DataSummary, StudyContext
+from tune.pictures import selectivity_picture, trial_grid
+from tune.pipeline import StageResult, StageUse, ensure
+from tune.pipeline import plan as plan_stages
+from tune.space import SearchSpace, apply
+from tune.stage_graph import Stage
+from tune.stages import EXPECTED_SECONDS as STAGE_SECONDS
+from tune.stages import Stages
+from tune.store import StageStore
+from tune.study_config import StudyConfig
+from tune.trial_result import Prepared, TrialResult
+
+EXPECTED_SECONDS = {"prepare": 520.0, "trial": 22.0, "final": 60.0}
+
+
+def open_data(config: StudyConfig, storage: Path) -> DataSummary:
+    """The data set of a configuration; the synthetic one is made once per storage folder.
+
+    Raises InputError for a bad file, an unknown subject, or a data set without anything to optimise.
+    """
+    data = config.data
+    if data.path is not None:
+        path = Path(data.path).expanduser().absolute()
+    else:
+        fields = data.model_dump(mode="json", exclude={"path", "subjects"})
+        digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()[:12]
+        path = storage / "data" / f"synthetic-{digest}.h5"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make_synthetic(data, path)
+    dataset = load_dataset(path)
+    for name in data.subjects:
+        if name not in dataset.subjects:
+            raise InputError(f"data.subjects: {path} has no subject {name!r}; it has {', '.join(dataset.subjects)}")
+    labelled = dataset.stimuli.category_id is not None or dataset.stimuli.pose is not None
+    both = dataset.stimuli.category_id is not None and dataset.stimuli.pose is not None
+    possible = {"group_mig": labelled, "selectivity": both, "realism": dataset.source == "synthetic"}
+    objectives = tuple(name for name, exists in possible.items() if exists)
+    _, picture = training_pictures(dataset)
+    return DataSummary(path, dataset.digest, int(picture.max()) + 1, objectives or ("neural_r2",))
+
+
+def stages_of(context: StudyContext, configuration: Configuration, *, ray_train: bool = False) -> Stages:
+    """The stages of a configuration in a study."""
+    search = context.config.search
+    return Stages(
+        context.data_path,
+        context.data_digest,
+        configuration,
+        context.seed,
+        threads=search.threads_per_trial,
+        workers=context.workers,
+        ray_train=ray_train,
+    )
+
+
+class Runner:
+    """Gets stages from the study's store, reports what is fitted and reused, and remembers every use."""
+
+    def __init__(self, context: StudyContext, name: str) -> None:
+        torch.set_num_threads(context.config.search.threads_per_trial)
+        self.store = StageStore(context.stages_root)
+        self.reporter = context.reporter(name)
+        self.title = name
+        self.uses: list[StageUse] = []
+
+    def __call__(self, stage: Stage) -> StageResult:
+        self.reporter.update(f"{self.title}: {stage}")
+        return ensure(stage, self.store, uses=self.uses, progress=self._report)
+
+    def _report(self, stage: Stage, progress: Any) -> None:
+        if isinstance(progress, Progress):
+            self.reporter.update(f"{self.title}: {progress.name}", progress.step, progress.steps, progress.seconds_left)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Uses as TrialResult and the summary want them."""
+        return [asdict(use) for use in self.uses]
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the stages that were built here, by kind."""
+        built: dict[str, float] = {}
+        for use in self.uses:
+            if not use.reused:
+                built[use.kind] = built.get(use.kind, 0.0) + use.seconds
+        return built
+
+
+def prepare(context: StudyContext) -> Prepared:
+    """Builds the stages that all trials share: denoiser, pool, instruments, trajectory, embeddings."""
+    runner = Runner(context, "prepare")
+    stages = stages_of(context, context.config.configuration, ray_train=True)
+    artifacts = {}
+    for stage in stages.study_stages():
+        result = runner(stage)
+        note = f"{stage.kind}: {'reused' if result.reused else f'built in {result.seconds:.0f} s'}"
+        if stage.kind == "instruments":
+            calibration = read_json(result.path / "instrument.json").get("calibration", {})
+            note += "; on held-out stimuli " + ", ".join(
+                f"{name} {value:.3g}" for name, value in calibration.items() if value is not None
+            )
+        if stage.kind == "trajectory":
+            note += f"; inversion MSE at 0.9 T {read_json(result.path / 'trajectory.json')['inversion_mse_0.9T']:.2g}"
+        runner.reporter.line(note)
+        if stage.kind == "denoiser":
+            artifacts["denoiser"] = result.path
+    return Prepared(stages=runner.records(), artifacts=artifacts)
+
+
+def seeds_of(context: StudyContext, count: int) -> range:
+    """The seeds of `count` fits: the study's own, and those after it."""
+    return range(context.seed, context.seed + count)
+
+
+def run_trial(context: StudyContext, configuration: Configuration, params: Mapping[str, Any], number: int) -> TrialResult:
+    """Fits, edits and evaluates one configuration; ends right after the VAE if neural_r2 falls short."""
+    runner, stages = Runner(context, f"trial {number}"), stages_of(context, configuration)
+    subjects, seeds = configuration.data.subjects, seeds_of(context, context.config.search.seeds_per_trial)
+    fits = [(subject, seed) for subject in subjects for seed in seeds]
+    values: dict[tuple[str, int], dict[str, float]] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for subject, seed in fits:
+        values[subject, seed] = read_json(runner(stages.representation(subject, seed)).path / "metrics.json")
+        curves |= named_curves(f"{subject}/vae/seed{seed}", runner(stages.vae(subject, seed)))
+        values[subject, seed] |= saturation(curves, f"{subject}/vae/seed{seed}")
+    margin = context.config.search.r2_margin
+    constraint = fmean(metrics["standard_neural_r2"] - margin - metrics["neural_r2"] for metrics in values.values())
+    folder = context.trial_folder(number)
+    if constraint > 0:
+        metrics, per_seed = means(values)
+        return TrialResult(
+            metrics=metrics,
+            constraint=constraint,
+            pruned=True,
+            per_seed=per_seed,
+            curves=curves,
+            stages=runner.records(),
+            seconds=runner.seconds(),
+        )
+    images: dict[str, Path] = {}
+    for subject, seed in fits:
+        critic = runner(stages.critic(subject, seed))
+        curves |= named_curves(f"{subject}/critic/seed{seed}", critic)
+        for group, (bound, error) in read_json(critic.path / "bounds.json").items():
+            values[subject, seed] |= {f"mi_bound/group{group}": bound, f"mi_bound_error/group{group}": error}
+        synthesis, evaluation = runner(stages.synthesis(subject, seed)), runner(stages.evaluation(subject, seed))
+        values[subject, seed] |= read_json(evaluation.path / "metrics.json")
+        if seed == seeds[0]:
+            title = f"trial {number}, {subject}: " + ", ".join(f"{name} {value:g}" for name, value in params.items())
+            images[f"edits_{subject}"] = trial_grid(
+                dataset_at(context.data_path), synthesis.path, evaluation.path, folder, subject, title
+            )
+            picture = selectivity_picture(evaluation.path, folder, subject)
+            if picture is not None:
+                images[f"selectivity_{subject}"] = picture
+    models = folder / "models"
+    write_study_models(models, configuration, {subject: stage_folders(runner, stages, subject, seeds[0]) for subject in subjects})
+    metrics, per_seed = means(values)
+    return TrialResult(
+        metrics=metrics,
+        constraint=constraint,
+        per_seed=per_seed,
+        curves=curves,
+        images=images,
+        artifacts={"models": models},
+        stages=runner.records(),
+        seconds=runner.seconds(),
+    )
+
+
+def named_curves(name: str, result: StageResult) -> dict[str, list[tuple[int, float]]]:
+    """The training curves in a stage's log, by name."""
+    return {
+        f"{name}/{term}": [(int(step), float(value)) for step, value in curve]
+        for term, curve in result.log.get("curves", {}).items()
+    }
+
+
+def saturation(curves: Mapping[str, list[tuple[int, float]]], name: str) -> dict[str, float]:
+    """pc_saturation at the end of a VAE's fit: above 0.8 the partial correlation has no gradient left."""
+    curve = curves.get(f"{name}/pc_saturation")
+    return {"pc_saturation": curve[-1][1]} if curve else {}
+
+
+def means(values: Mapping[tuple[str, int], Mapping[str, float]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Means over subjects and seeds, means per subject, and the values of each seed."""
+    names = list(dict.fromkeys(name for metrics in values.values() for name in metrics))
+    subjects = list(dict.fromkeys(subject for subject, _ in values))
+    total = {name: fmean(metrics[name] for metrics in values.values() if name in metrics) for name in names}
+    per_seed = {}
+    for subject in subjects:
+        own = [metrics for (who, _), metrics in values.items() if who == subject]
+        for name in names:
+            per_seed[f"{subject}/{name}"] = [metrics[name] for metrics in own if name in metrics]
+            if len(subjects) > 1:
+                total[f"{subject}/{name}"] = fmean(per_seed[f"{subject}/{name}"])
+    return total, per_seed
+
+
+def stage_folders(runner: Runner, stages: Stages, subject: str, seed: int) -> tuple[Path, Path, Path]:
+    """Folders of a subject's VAE, critic and edits (with the bank)."""
+    return tuple(
+        runner.store.path(stage.kind, stage.key)
+        for stage in (  # type: ignore[return-value]
+            stages.vae(subject, seed),
+            stages.critic(subject, seed),
+            stages.synthesis(subject, seed),
+        )
+    )
+
+
+def write_study_models(out: Path, configuration: Configuration, folders: Mapping[str, tuple[Path, Path, Path]]) -> None:
+    """A configuration's own models as files: VAE, critic and bank per subject, and configuration.json."""
+    variance = 0.0
+    subjects = {}
+    for subject, (vae, critic, synthesis) in folders.items():
+        subjects[subject] = (load_vae_folder(vae), load_critic_folder(critic), load_bank(synthesis))
+        variance = float(read_json(synthesis / "synthesis.json")["pixel_variance"])
+    write_models(out, configuration, subjects, variance)
+
+
+def plan(context: StudyContext, space: SearchSpace) -> str:
+    """The text of `--dry-run`: the study's stages, what trial 0 and a trial that shares nothing need, and the cost."""
+    store, search = StageStore(context.stages_root), context.config.search
+    start = space.start(context.config.configuration)
+    stages = stages_of(context, apply(context.config.configuration, start))
+    study = plan_stages(stages.study_stages(), store, STAGE_SECONDS)
+    known = {row.key for row in study}
+    trial = [
+        row
+        for row in plan_stages(stages.trial_stages(seeds_of(context, search.seeds_per_trial)), store, STAGE_SECONDS)
+        if row.key not in known
+    ]
+    lines = ["study stages, built before the first trial:", *(_line(row) for row in study)]
+    lines += [f"trial 0 ({', '.join(f'{name} {value:g}' for name, value in start.items())}):", *(_line(row) for row in trial)]
+    left = sum(row.seconds for row in study if not row.exists)
+    full = sum(row.seconds for row in trial)
+    first = sum(row.seconds for row in trial if not row.exists)
+    final = EXPECTED_SECONDS["final"]
+    total = left + first + (search.trials - 1) * full + final
+    lines.append(
+        f"estimate: {left:.0f} s for the study stages, {first:.0f} s for trial 0, at most {full:.0f} s for each of the other "
+        f"{search.trials - 1} trials (less what it reuses), {final:.0f} s for the final stage: {total / 60:.0f} min in all"
+    )
+    return "\n".join(lines)
+
+
+def _line(row: Any) -> str:
+    state = "exists " if row.exists else "missing"
+    return f"  {row.kind:<15} {row.label:<16} {row.key[:12]}  {state}  {row.seconds:7.1f} s ({row.source})"
+
+
+__all__: Iterable[str] = ["EXPECTED_SECONDS", "open_data", "plan", "prepare", "run_trial"]
