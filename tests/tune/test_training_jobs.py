@@ -57,11 +57,15 @@ def fit_line(out, checkpoint, die_at=None, fail=None, *, shard, progress):
     return {"start_step": result.start_step, "world": shard.world}
 
 
-def test_the_environment_s_own_values_win(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "disabled"})
+def test_the_environment_s_own_values_win_and_authentication_is_set_only_before_ray_is_imported(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_METRICS_ENABLED": "1"})
     prepare_ray_environment()
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    assert set(os.environ) == set(RAY_ENVIRONMENT)
+    assert os.environ == {**RAY_ENVIRONMENT, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_METRICS_ENABLED": "1"}
+    for modules, mode in (({}, "token"), ({"ray": None}, None)):
+        monkeypatch.setattr(os, "environ", {})
+        monkeypatch.setattr(sys, "modules", modules)
+        prepare_ray_environment()
+        assert os.environ.get("RAY_AUTH_MODE") == mode
 
 
 @pytest.mark.parametrize(
