@@ -156,8 +156,8 @@ def test_digests_are_checked_once_in_a_store_s_life_and_sizes_always(tmp_path, m
     stage = counting_stage(tmp_path, 0.0)
     path = ensure(stage, StageStore(tmp_path)).path
     calls = []
-    real = store_module._digest
-    monkeypatch.setattr(store_module, "_digest", lambda file: calls.append(file) or real(file))
+    real = store_module.file_digest
+    monkeypatch.setattr(store_module, "file_digest", lambda file: calls.append(file) or real(file))
     reader = StageStore(tmp_path)
     reader.read("vae", stage.key)
     reader.read("vae", stage.key)
