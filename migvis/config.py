@@ -132,7 +132,7 @@ PRESETS: dict[str, Configuration] = {
     "paper": Configuration(),
     "quick": Configuration(
         data=DataConfig(subjects=("M1",), image_size=32, stimulus_count=3072, split=(0.60, 0.25, 0.15)),
-        vae=VAEConfig(group_rank=3),
+        vae=VAEConfig(group_rank=3, epochs=75),
         critic=CriticConfig(infonce_batch=64, encoder="cnn", images_seen=30_000),
         denoiser=DenoiserConfig(
             base_width=32,
@@ -142,8 +142,8 @@ PRESETS: dict[str, Configuration] = {
             batch_size=32,
             learning_rate=1.5e-3,
             ema_decay=0.998,
-            time_bias=1.6,
-            attention_pixels=64,
+            time_bias=2.0,
+            attention_pixels=16,
         ),
         synthesis=SynthesisConfig(guidance_scale=1.0, sweep_scales=(0.5, 1.0, 2.0)),
     ),

@@ -122,13 +122,14 @@ def ddim_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int)
 
 
 def denoising_loss(unet: UNet, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Mean squared error of the velocity √α_t·ε − √(1 − α_t)·y_0: the ε loss with weight 1/α_t.
+    """Mean of (ε_θ − ε)²·(v + σ_t²)/v over batch and pixels: the ε loss, weighted so that every t counts alike.
 
-    The plain ε loss hardly weighs x̂₀ at large t, where edits start (see UNet for the parameterisation).
+    This is the squared error of the raw network, whose target has unit variance at every t (see UNet); the plain ε loss
+    hardly weighs x̂₀ at large t, where edits start.
     """
-    alpha = unet.alphas[t][:, None, None, None]
-    noisy = add_noise(images, noise, t, unet.alphas)
-    return functional.mse_loss(unet.velocity(noisy, t), alpha.sqrt() * noise - (1 - alpha).sqrt() * images)
+    _, sigma = unet.scales(t)
+    error = unet(add_noise(images, noise, t, unet.alphas), t) - noise
+    return (error.square() * (1 + sigma.square() / unet.pixel_variance)).mean()
 
 
 def training_times(draws: Tensor, config: DenoiserConfig) -> Tensor:
@@ -161,6 +162,7 @@ def fit_denoiser(
         unet = UNet(config, images.shape[-1], alphas)
     unet = unet.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     images = images.to(device)
+    unet.normalise_to(images)
     shape = tuple(images.shape[1:])
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:

@@ -21,7 +21,7 @@ def model_card(
     subjects = ", ".join(f"{name} ({count} units)" for name, count in units.items())
     first = next(iter(units))
     subject = "" if len(units) == 1 else f', subject="{first}"'
-    source = provenance.get("source")
+    source = provenance.get("data_source")
     kind = {
         "synthetic": "**Synthetic**: a simulated population that saw ray-traced objects. It says nothing about a brain.",
         "majajhong2015": "Recorded: Majaj & Hong 2015, macaque visual cortex.",

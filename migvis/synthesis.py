@@ -82,7 +82,7 @@ def shift_edits(
     source_row: Tensor,
     dimensions: Sequence[int] | None = None,
 ) -> Edits:
-    """Protocol `shift` (B): the stimuli's own z_g + Δ·sd, own_latents [n, D], latent_scale [D] the sd per dimension.
+    """Protocol `shift` (B): the stimuli's own z_g + Δ·sd, own_latents [n, D], latent_scale [G, D_g] the sd per dimension.
 
     `shift` is a number or one value per dimension of the group [D_g], in sd of the posterior means over training
     images; `dimensions` (1…D_g) restricts it, so that pairs such as (1, 4) probe inside a group.

@@ -78,12 +78,17 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """ε_θ(y_t, t): images [n, 1, H, W] and times [n] in 1…T to predicted noise [n, 1, H, W].
 
-    `alphas` [T + 1] is the noise schedule. The network's raw output F enters as
-    ε_θ = √(1 − α_t)·y_t + √α_t·F(y_t, t): the part of the noise that is visible in y_t itself need not be learned,
-    which keeps x̂₀ = √α_t·y_t − √(1 − α_t)·F accurate at large t, where it matters to the edits.
+    `alphas` [T + 1] is the noise schedule, σ_t = √(1/α_t − 1). The raw network F works on images of unit variance, whatever
+    the contrast of the stimuli: with their mean image μ and mean per-pixel variance v (`normalise_to`),
+
+        x̂₀ = μ + v/(v + σ_t²)·(y_t/√α_t − μ) + σ_t·√(v/(v + σ_t²))·F((y_t/√α_t − μ)/√(v + σ_t²), t)
+
+    and ε_θ = (y_t/√α_t − x̂₀)/σ_t (Karras et al. 2022). What is visible in y_t itself need not be learned.
     """
 
     alphas: Tensor
+    pixel_mean: Tensor
+    pixel_variance: Tensor
 
     def __init__(self, config: DenoiserConfig, image_size: int, alphas: Tensor) -> None:
         super().__init__()
@@ -97,6 +102,8 @@ class UNet(nn.Module):
         self.patch = config.stem_patch
         self.base_width = config.base_width
         self.register_buffer("alphas", alphas.clone(), persistent=False)
+        self.register_buffer("pixel_mean", torch.zeros(1, image_size, image_size))
+        self.register_buffer("pixel_variance", torch.ones(()))
         time_width = 4 * config.base_width
         widths = [config.base_width * multiplier for multiplier in config.width_multipliers]
         self.time_mlp = nn.Sequential(
@@ -131,8 +138,27 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def velocity(self, noisy: Tensor, t: Tensor) -> Tensor:
-        """F(y_t, t) [n, 1, H, W], which estimates √α_t·ε − √(1 − α_t)·y_0 (Salimans and Ho 2022)."""
+    def normalise_to(self, images: Tensor) -> None:
+        """Takes μ and v from training images [n, 1, H, W] and their mirror images."""
+        both = torch.cat([images, images.flip(-1)])
+        self.pixel_mean.copy_(both.mean(dim=0))
+        self.pixel_variance.copy_(both.var(dim=0).mean().clamp(min=1e-4))
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """√α_t and σ_t, each [n, 1, 1, 1]."""
+        alpha = self.alphas[t][:, None, None, None]
+        return alpha.sqrt(), (1 / alpha - 1).sqrt()
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        root, sigma = self.scales(t)
+        centred = noisy / root - self.pixel_mean
+        total = self.pixel_variance + sigma.square()
+        raw = self.network(centred / total.sqrt(), t)
+        # (ȳ − x̂₀)/σ with the division by a small σ carried out on paper
+        return sigma / total * centred - (self.pixel_variance / total).sqrt() * raw
+
+    def network(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """F: images of unit variance [n, 1, H, W] and times [n] to an output of unit variance."""
         time = self.time_mlp(time_embedding(t, self.base_width))
         x = self.stem(functional.pixel_unshuffle(noisy, self.patch).contiguous(memory_format=torch.channels_last))
         skips = []
@@ -149,10 +175,6 @@ class UNet(nn.Module):
             if index < len(self.up) - 1:
                 x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return functional.pixel_shuffle(self.head(functional.silu(self.norm(x))), self.patch)
-
-    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
-        alpha = self.alphas[t][:, None, None, None]
-        return (1 - alpha).sqrt() * noisy + alpha.sqrt() * self.velocity(noisy, t)
 
 
 def _groups(channels: int) -> int:
