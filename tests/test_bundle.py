@@ -70,7 +70,7 @@ def folder(models: Models, tmp_path: Path) -> Path:
         pixel_variance=models.pixel_variance,
         metrics={"neural_r2": 0.9, "mi_bound": {"1": float("nan")}, "oracle/object_accuracy": 0.71},
         images={"edits/M1": picture},
-        provenance={"source": "synthetic", "data_digest": "abc123", "trial": 4},
+        provenance={"data_source": "synthetic", "data_digest": "abc123", "trial": 4},
     )
 
 

@@ -1,0 +1,66 @@
+"""What each hyperparameter changes in the stage graph, and what it leaves to be reused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migvis.config import PRESETS, Configuration
+from tune.stage_graph import topological
+from tune.stages import EXPECTED_SECONDS, Stages
+
+
+def keys(configuration: Configuration, **options: object) -> dict[str, str]:
+    stages = Stages(Path("set.h5"), "digest", configuration, **{"seed": 0, **options})  # type: ignore[arg-type]
+    return {f"{stage.kind} {stage.label}".strip(): stage.key for stage in topological([*stages.study_stages(), *stages.trial_stages(range(1))])}
+
+
+def changed(section: str, **values: object) -> set[str]:
+    base = PRESETS["quick"]
+    other = base.model_copy(update={section: getattr(base, section).model_copy(update=values)})
+    before, after = keys(base), keys(other)
+    assert before.keys() == after.keys()
+    return {name.split()[0] for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("synthesis", {"guidance_scale": 7.0}, {"synthesis", "evaluation"}),
+        ("synthesis", {"edit_step": 0.5}, {"synthesis", "evaluation"}),
+        ("critic", {"infonce_batch": 32}, {"critic", "synthesis", "evaluation"}),
+        ("vae", {"pc_weight": 1e-3}, {"vae", "representation", "critic", "synthesis", "evaluation"}),
+        ("vae", {"group_rank": 4}, {"vae", "standard_vae", "representation", "critic", "synthesis", "evaluation"}),
+        ("synthesis", {"sweep_scales": (1.0,), "shifts": (3.0,), "final_pairs": 7}, set()),
+    ],
+)
+def test_a_change_rebuilds_what_reads_it_and_nothing_else(section: str, values: dict[str, object], expected: set[str]) -> None:
+    assert changed(section, **values) == expected
+
+
+def test_the_denoiser_and_what_follows_change_with_its_configuration() -> None:
+    assert {"denoiser", "pool", "trajectory", "critic"} <= changed("denoiser", training_steps=5)
+    assert not {"vae", "standard_vae", "representation"} & changed("denoiser", training_steps=5)
+
+
+def test_the_standard_vae_is_shared_by_all_splits_of_its_dimensions() -> None:
+    base = PRESETS["quick"]
+    split = base.model_copy(update={"vae": base.vae.model_copy(update={"group_count": 6, "group_rank": 2})})
+    assert keys(base)["standard_vae M1 seed 0"] == keys(split)["standard_vae M1 seed 0"]
+    assert keys(base)["vae M1 seed 0"] != keys(split)["vae M1 seed 0"]
+
+
+def test_how_a_stage_is_run_is_in_no_key() -> None:
+    assert keys(PRESETS["quick"]) == keys(PRESETS["quick"], threads=7, workers=3, ray_train=True)
+
+
+def test_seed_and_data_are_in_every_fit() -> None:
+    base, other = keys(PRESETS["quick"]), keys(PRESETS["quick"], seed=1)
+    assert base["denoiser"] != other["denoiser"]
+    digest = Stages(Path("set.h5"), "another", PRESETS["quick"], seed=0)
+    assert digest.vae("M1", 0).key != base["vae M1 seed 0"]
+
+
+def test_every_kind_has_an_expected_cost() -> None:
+    assert {name.split()[0] for name in keys(PRESETS["quick"])} <= set(EXPECTED_SECONDS)
