@@ -181,12 +181,32 @@ def tiny_unet() -> UNet:
     return unet.eval().requires_grad_(False)
 
 
-def test_the_denoiser_predicts_the_noise_of_its_velocity() -> None:
+def test_the_loss_weighs_the_noise_error_by_contrast() -> None:
     unet, images, noise, t = tiny_unet(), normal(4, 1, 16, 16), normal(4, 1, 16, 16, seed=1), torch.tensor([1, 4, 7, 9])
+    unet.normalise_to(images * 0.3)
+    variance = unet.pixel_variance
+    weight = (variance + noise_levels(unet.alphas)[t].square()) / variance
+    error = (unet(add_noise(images, noise, t, unet.alphas), t) - noise).square() * weight[:, None, None, None]
+    assert float(denoising_loss(unet, images, noise, t)) == pytest.approx(float(error.mean()), rel=1e-4)
+
+
+def test_a_new_denoiser_is_exact_for_gaussian_images_of_the_same_mean_and_variance() -> None:
+    """Its raw output is 0, so x̂₀ is the posterior mean of Gaussian images, and its loss 1 at every t."""
+    unet = UNet(TINY, 16, noise_schedule(10)).requires_grad_(False)
+    mean = normal(1, 1, 16, 16, seed=2)
+    mean = (mean + mean.flip(-1)) / 2
+    images = mean + 0.5 * normal(2000, 1, 16, 16)
+    unet.normalise_to(images)
+    assert float(unet.pixel_variance) == pytest.approx(0.25, rel=0.02)
+    t = torch.tensor([1, 5, 9])
+    noisy = normal(3, 1, 16, 16, seed=3)
     alpha = unet.alphas[t][:, None, None, None]
-    noisy = add_noise(images, noise, t, unet.alphas)
-    error = (unet(noisy, t) - noise).square() / alpha
-    assert float(denoising_loss(unet, images, noise, t)) == pytest.approx(float(error.mean()), rel=1e-3)
+    shrink = 0.25 / (0.25 + 1 / alpha - 1)
+    expected = mean + shrink * (noisy / alpha.sqrt() - mean)
+    assert torch.allclose(predict_clean(noisy, unet(noisy, t), alpha), expected, atol=0.1)
+    for step in (1, 5, 9):
+        times, noise = torch.full((2000,), step), normal(2000, 1, 16, 16, seed=4)
+        assert float(denoising_loss(unet, images, noise, times)) == pytest.approx(1.0, rel=0.02)
 
 
 def test_the_pool_does_not_depend_on_the_batch_size() -> None:
@@ -218,9 +238,10 @@ def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path)
     long = TINY.model_copy(update={"training_steps": 80})
     fitted, result = fit_denoiser(images, long, seed=1)
     noise, t = normal(16, 1, 16, 16, seed=9), torch.arange(16) % 9 + 1
-    # A new network's head is 0, so its velocity is too.
-    before = denoising_loss(UNet(TINY, 16, noise_schedule(10)), images, noise, t).detach()
-    assert float(denoising_loss(fitted, images, noise, t)) < 0.7 * float(before)
+    untrained = UNet(TINY, 16, noise_schedule(10)).requires_grad_(False)
+    untrained.normalise_to(images)
+    before = denoising_loss(untrained, images, noise, t)
+    assert float(denoising_loss(fitted, images, noise, t)) < 0.8 * float(before)
     assert result.curves["loss"][-1][0] == 80
     assert not fitted.training
     assert not any(weight.requires_grad for weight in fitted.parameters())
