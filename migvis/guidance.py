@@ -31,6 +31,10 @@ class LatentBank:
     latents: Tensor
     rows: Tensor
 
+    def to(self, device: torch.device) -> LatentBank:
+        """The same bank on a device."""
+        return LatentBank(self.latents.to(device), self.rows.to(device))
+
     def allowed(self, source_rows: Tensor, target_rows: Tensor) -> Tensor:
         """Which bank entries [n, K] an edit may use: neither its own stimulus nor its target (−1 where unknown)."""
         return (self.rows[None] != source_rows[:, None]) & (self.rows[None] != target_rows[:, None])

@@ -45,6 +45,10 @@ class Edits:
         """The edits at `rows`."""
         return Edits(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
+    def to(self, device: torch.device) -> Edits:
+        """The same edits on a device."""
+        return Edits(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     @staticmethod
     def join(parts: Sequence[Edits]) -> Edits:
         """One batch of several."""
@@ -133,7 +137,9 @@ class Editor:
         """DDIM inversion of images [n, 1, H, W] to t′, by the clipped denoiser that sampling uses too."""
         step = self.step(edit_step)
         with torch.no_grad():
-            return ddim_invert(clip_clean(self.denoise, self.alphas), images, self.alphas, step, trajectory=trajectory)
+            return ddim_invert(
+                clip_clean(self.denoise, self.alphas), images.to(self.alphas.device), self.alphas, step, trajectory=trajectory
+            )
 
     def step(self, edit_step: float | None = None) -> int:
         """t′ as an integer step."""
@@ -142,10 +148,14 @@ class Editor:
     def edit(
         self, states: Tensor, edits: Edits, edit_step: float | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """Edited images [n, 1, H, W] in [−1, 1], from inverted states [m, 1, H, W] at t′ that `edits.source` points to."""
-        images = torch.empty(len(edits), *states.shape[1:])
+        """Edited images [n, 1, H, W] in [−1, 1], from inverted states [m, 1, H, W] at t′ that `edits.source` points to.
+
+        Works on the device of `alphas`, wherever states and edits are; the images are on the CPU.
+        """
+        device, images = self.alphas.device, torch.empty(len(edits), *states.shape[1:])
+        states = states.to(device)
         for rows in torch.arange(len(edits)).split(CHUNK):
-            images[rows] = self._edit_chunk(states, edits.rows(rows), self.step(edit_step))
+            images[rows] = self._edit_chunk(states, edits.rows(rows).to(device), self.step(edit_step)).cpu()
             if progress is not None:
                 progress(int(rows[-1]) + 1, len(edits))
         return images
@@ -154,8 +164,9 @@ class Editor:
         clipped = clip_clean(self.denoise, self.alphas)
         denoise = clipped
         if bool((edits.scale > 0).any()):
-            allowed = self.bank.allowed(edits.source_row, edits.target_row)
-            objective = mutual_information(self.critic, edits.group, edits.target, self.bank, allowed)
+            bank = self.bank.to(self.alphas.device)
+            allowed = bank.allowed(edits.source_row, edits.target_row)
+            objective = mutual_information(self.critic, edits.group, edits.target, bank, allowed)
             denoise = guide(
                 clipped,
                 objective,
