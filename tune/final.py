@@ -32,7 +32,7 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
     Test images are read here, once, and the scores are recorded whatever they are.
     """
     configuration = apply(context.config.configuration, selected.params)
-    runner, stages = Runner(context, "final"), stages_of(context, configuration)
+    runner, stages = Runner(context, "final", "final"), stages_of(context, configuration)
     subjects, seeds = configuration.data.subjects, seeds_of(context, context.config.search.final_seeds)
     count = configuration.synthesis.final_pairs
     dataset = dataset_at(context.data_path)

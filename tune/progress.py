@@ -140,7 +140,10 @@ class Display:
         if trial is None:
             return current
         waiting = (self._total - self._done) * trial / self._concurrent
-        fit = (current or 0.0) if self._phase != "search" else 0.0
+        fit = 0.0
+        if self._phase != "search":  # before and between the shared stages only their usual cost is known
+            usual = self._expected.get("prepare", 0.0) - (time.monotonic() - self._begin)
+            fit = current if current is not None else max(usual, 0.0)
         return fit + waiting + self._expected.get("final", 0.0)
 
     def status_text(self) -> str:

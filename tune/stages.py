@@ -24,7 +24,7 @@ _CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.
 _EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.diffusion")
 
 EXPECTED_SECONDS = {
-    "denoiser": 400.0,
+    "denoiser": 380.0,
     "pool": 10.0,
     "instruments": 20.0,
     "trajectory": 6.0,
