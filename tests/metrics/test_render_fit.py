@@ -45,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def oracle(dataset: Dataset) -> Iterator[Oracle]:
-    yield calibrate_oracle(dataset, seed=0)
+    return calibrate_oracle(dataset, seed=0)
 
 
 def held_out(dataset: Dataset) -> np.ndarray:
@@ -63,7 +63,9 @@ def test_the_extent_of_an_object_is_its_bounding_square() -> None:
 def test_fits_return_to_a_disturbed_pose() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.arange(0, 64, 3)
-    pose = torch.cat([torch.rand(len(ids), 3, generator=generator) * 60 - 30, torch.tensor([[1.0, 0.05, -0.05]]).expand(len(ids), 3)], 1)
+    pose = torch.cat(
+        [torch.rand(len(ids), 3, generator=generator) * 60 - 30, torch.tensor([[1.0, 0.05, -0.05]]).expand(len(ids), 3)], 1
+    )
     light = brightness(render(ids, pose, 32)).flatten(1)
     start = pose + torch.randn(pose.shape, generator=generator) * torch.tensor([5.0, 5.0, 5.0, 0.03, 0.02, 0.02])
     fitted, _ = _refine(light, ids, start, 2, iterations=6)

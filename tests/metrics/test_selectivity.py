@@ -11,7 +11,11 @@ from migvis.metrics.instrument import object_symmetries
 from migvis.metrics.selectivity import Reading, Symmetries, pose_distance, select_pairs, selectivity
 
 SOURCE = Reading(torch.tensor([0, 1, 2, 3]), torch.zeros(4, 3), torch.ones(4, dtype=torch.bool))
-TARGET = Reading(torch.tensor([4, 5, 6, 7]), torch.tensor([[40.0, 0, 0], [0, 50.0, 0], [0, 0, 60.0], [45.0, 0, 0]]), torch.ones(4, dtype=torch.bool))
+TARGET = Reading(
+    torch.tensor([4, 5, 6, 7]),
+    torch.tensor([[40.0, 0, 0], [0, 50.0, 0], [0, 0, 60.0], [45.0, 0, 0]]),
+    torch.ones(4, dtype=torch.bool),
+)
 GROUPS = torch.tensor([1, 1, 2, 2])
 
 

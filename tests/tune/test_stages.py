@@ -13,7 +13,10 @@ from tune.stages import EXPECTED_SECONDS, Stages
 
 def keys(configuration: Configuration, **options: object) -> dict[str, str]:
     stages = Stages(Path("set.h5"), "digest", configuration, **{"seed": 0, **options})  # type: ignore[arg-type]
-    return {f"{stage.kind} {stage.label}".strip(): stage.key for stage in topological([*stages.study_stages(), *stages.trial_stages(range(1))])}
+    return {
+        f"{stage.kind} {stage.label}".strip(): stage.key
+        for stage in topological([*stages.study_stages(), *stages.trial_stages(range(1))])
+    }
 
 
 def changed(section: str, **values: object) -> set[str]:
