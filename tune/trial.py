@@ -99,8 +99,11 @@ class Runner:
             self.reporter.update(f"{self.title}: {progress.name}", progress.step, progress.steps, left)
 
     def records(self) -> list[dict[str, Any]]:
-        """Uses as TrialResult and the summary want them."""
-        return [asdict(use) for use in self.uses]
+        """The first use of each stage, as TrialResult and the summary want them: what is fitted here is not reused here."""
+        first: dict[tuple[str, str], StageUse] = {}
+        for use in self.uses:
+            first.setdefault((use.kind, use.key), use)
+        return [asdict(use) for use in first.values()]
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the stages that were built here, by kind."""

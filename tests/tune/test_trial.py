@@ -1,0 +1,42 @@
+"""Small pure parts of a trial: means over subjects and seeds, and which uses of stages count."""
+
+from __future__ import annotations
+
+import pytest
+
+from tune.pipeline import StageUse
+from tune.trial import Runner, means, saturation
+
+
+def test_means_are_over_subjects_and_seeds_and_each_is_kept() -> None:
+    values = {
+        ("M1", 0): {"neural_r2": 0.5, "selectivity": 0.1},
+        ("M1", 1): {"neural_r2": 0.7},
+        ("M2", 0): {"neural_r2": 0.9, "selectivity": 0.3},
+        ("M2", 1): {"neural_r2": 0.9},
+    }
+    total, per_seed = means(values)
+    assert total["neural_r2"] == pytest.approx(0.75)
+    assert total["selectivity"] == pytest.approx(0.2)
+    assert total["M1/neural_r2"] == pytest.approx(0.6)
+    assert per_seed["M1/neural_r2"] == [0.5, 0.7]
+    assert per_seed["M2/selectivity"] == [0.3]
+    single, _ = means({("M1", 0): {"neural_r2": 0.5}})
+    assert set(single) == {"neural_r2"}
+
+
+def test_a_stage_that_a_trial_fits_and_reads_again_is_not_called_reused() -> None:
+    runner = Runner.__new__(Runner)
+    runner.uses = [
+        StageUse("vae", "a", "", 3.0, False),
+        StageUse("vae", "a", "", 3.0, True),
+        StageUse("critic", "b", "", 5.0, True),
+        StageUse("critic", "b", "", 5.0, True),
+    ]
+    assert [(record["kind"], record["reused"]) for record in runner.records()] == [("vae", False), ("critic", True)]
+    assert runner.seconds() == {"vae": 3.0}
+
+
+def test_saturation_is_the_last_point_of_its_curve() -> None:
+    assert saturation({"M1/vae/seed0/pc_saturation": [(0, 0.2), (50, 0.9)]}, "M1/vae/seed0") == {"pc_saturation": 0.9}
+    assert saturation({}, "M1/vae/seed0") == {}
