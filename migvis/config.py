@@ -133,12 +133,12 @@ PRESETS: dict[str, Configuration] = {
     "quick": Configuration(
         data=DataConfig(subjects=("M1",), image_size=32, stimulus_count=3072, split=(0.60, 0.25, 0.15)),
         vae=VAEConfig(group_rank=3, epochs=75),
-        critic=CriticConfig(infonce_batch=64, encoder="cnn", images_seen=30_000),
+        critic=CriticConfig(infonce_batch=64, encoder="cnn", images_seen=30_000, minimum_steps=200),
         denoiser=DenoiserConfig(
             base_width=32,
             width_multipliers=(1, 2, 4),
             stem_patch=2,
-            training_steps=2400,
+            training_steps=1800,
             batch_size=32,
             learning_rate=1.5e-3,
             ema_decay=0.998,

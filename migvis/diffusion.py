@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from migvis import randomness
 from migvis.config import MAX_EDIT_STEP, DenoiserConfig

@@ -23,7 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stimuli", type=int, default=defaults.stimulus_count, help="number of stimuli (default %(default)s)")
     parser.add_argument("--repetitions", type=int, default=defaults.repetitions, help="trials averaged (default %(default)s)")
     parser.add_argument(
-        "--signal-to-noise", type=float, default=defaults.signal_to_noise, help="single-trial ratio of variances (default %(default)s)"
+        "--signal-to-noise",
+        type=float,
+        default=defaults.signal_to_noise,
+        help="single-trial variance ratio (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of poses, tuning, noise and split (default %(default)s)")
     arguments = parser.parse_args(argv)

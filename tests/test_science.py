@@ -102,9 +102,8 @@ def test_supervision_disentangles_the_groups(fits: Fits) -> None:
     print(
         f"\ngroup_mig less shuffled: full {full.mean():.3f}, standard {plain.mean():.3f}; paired difference {low:.3f}…{high:.3f}"
     )
-    print(
-        f"mig: full {np.mean([m['mig'] for m in fits.metrics]):.3f}, standard {np.mean([m['standard_mig'] for m in fits.metrics]):.3f}"
-    )
+    for name in ("mig", "standard_mig"):
+        print(f"{name}: {np.mean([metrics[name] for metrics in fits.metrics]):.3f}")
     assert plain.mean() <= 0.1
     assert full.mean() >= 0.25
     assert low > 0.1

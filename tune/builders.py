@@ -51,7 +51,7 @@ def device() -> str:
 
 def training_pictures(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Training stimuli [n] (rows) and, per stimulus, the index of its picture among the distinct training pictures."""
-    rows = dataset.split["train"]
+    rows = dataset.split["train"].copy()  # the data set's arrays are read-only, which PyTorch warns of
     _, picture = np.unique(dataset.picture_id[rows], return_inverse=True)
     return rows, picture
 
@@ -224,7 +224,7 @@ def build_critic(data_path: Path, context: StageContext, encoder_weights: str | 
     )
     critic = critic.cpu()
     save_critic(context.folder, critic)
-    held_out = dataset.split["validation"]
+    held_out = dataset.split["validation"].copy()
     _, first = np.unique(dataset.picture_id[held_out], return_index=True)
     with torch.no_grad():
         latents, _ = vae.encode(responses[held_out[first]])
@@ -234,7 +234,7 @@ def build_critic(data_path: Path, context: StageContext, encoder_weights: str | 
 
 
 def editor(
-    denoiser: Path, vae: Path, critic: Path, dataset: Dataset, subject: str, config: SynthesisConfig, encoder_weights: str | None
+    denoiser: Path, vae: Path, critic: Path, dataset: Dataset, subject: str, config: SynthesisConfig
 ) -> tuple[Editor, Tensor]:
     """An editor from stage folders, and the posterior means [S, D] of all stimuli of the subject."""
     unet, model = load_denoiser(denoiser).to(device()), load_critic_folder(critic).to(device())
@@ -259,7 +259,7 @@ def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor
     return Edits.join(parts), torch.cat(pairs)
 
 
-def build_synthesis(data_path: Path, context: StageContext, encoder_weights: str | None = None) -> None:
+def build_synthesis(data_path: Path, context: StageContext) -> None:
     """edits.safetensors: images, group, pair, scale per edit; source and target rows per pair. bank.safetensors."""
     config, dataset = context.stage.config, dataset_at(data_path)
     synthesis = SynthesisConfig.model_validate(dict(config["synthesis"]))
@@ -270,7 +270,6 @@ def build_synthesis(data_path: Path, context: StageContext, encoder_weights: str
         dataset,
         config["subject"],
         synthesis,
-        encoder_weights,
     )
     stored = read_tensors(context.input("trajectory") / "states.safetensors")
     source, target = stored["source"], stored["target"]

@@ -90,7 +90,7 @@ def _show(
     folders = [
         runner.store.path(s.kind, s.key) for s in (stages.denoiser(), stages.vae(subject, seed), stages.critic(subject, seed))
     ]
-    made, latents = editor(folders[0], folders[1], folders[2], dataset, subject, config, configuration.critic.encoder_weights)
+    made, latents = editor(folders[0], folders[1], folders[2], dataset, subject, config)
     source, target = (states_of[name][:SHOWN_STIMULI] for name in ("source", "target"))
     states = states_of["states"][made.step()][:SHOWN_STIMULI]
     target_rows = _target_rows(configuration, made, latents, source, target)
@@ -102,7 +102,7 @@ def _show(
 
     pictures = made.edit(states, Edits.join(edits), progress=report).split(len(source))
     labelled = dataset.stimuli.category_id is not None
-    rows = [GridRow(_row_label(*label, labelled), part) for label, part in zip(labels, pictures, strict=True)]
+    rows = [GridRow(_row_label(group, detail, labelled), part) for (group, detail), part in zip(labels, pictures, strict=True)]
     sources = GridRow("source", dataset.images(source.numpy()), names_of(dataset, source))
     targets = GridRow("target", dataset.images(target.numpy()), names_of(dataset, target))
     title = f"{subject}, edit step {config.edit_step:g} T"

@@ -77,7 +77,8 @@ class Stages:
         }
         inputs = {} if critic.training_images == "clean" else {"pool": self.pool()}
         modules = ("migvis.encoders", "migvis.pretrained", "migvis.critic")
-        return self._stage("embeddings", config, builders.build_embeddings, inputs=inputs, modules=modules, scope="study")
+        build = partial(builders.build_embeddings, encoder_weights=critic.encoder_weights)
+        return self._stage("embeddings", config, build, inputs=inputs, modules=modules, scope="study")
 
     def instruments(self) -> Stage:
         """The calibrated oracle (synthetic stimuli) or probes (recordings)."""
@@ -180,8 +181,15 @@ class Stages:
             "pairs": pairs,
             "synthesis": config.model_dump(mode="json", include=names),
         }
-        build = partial(builders.build_synthesis, encoder_weights=self.configuration.critic.encoder_weights)
-        return self._stage("synthesis", fields, build, inputs=inputs, modules=_EDIT, seed=self.seed, label=f"{subject} {split}")
+        return self._stage(
+            "synthesis",
+            fields,
+            builders.build_synthesis,
+            inputs=inputs,
+            modules=_EDIT,
+            seed=self.seed,
+            label=f"{subject} {split}",
+        )
 
     def evaluation(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:
         """Selectivity and realism of the scored edits, as the instrument reads them."""

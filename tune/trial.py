@@ -6,7 +6,7 @@ A trial fits each configured subject for each seed; its objectives and its const
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -276,6 +276,3 @@ def plan(context: StudyContext, space: SearchSpace) -> str:
 def _line(row: Any) -> str:
     state = "exists " if row.exists else "missing"
     return f"  {row.kind:<15} {row.label:<16} {row.key[:12]}  {state}  {row.seconds:7.1f} s ({row.source})"
-
-
-__all__: Iterable[str] = ["EXPECTED_SECONDS", "open_data", "plan", "prepare", "run_trial"]

@@ -24,6 +24,8 @@ ACCURATE_OBJECT = 0.6
 ACCURATE_POSE_R2 = 0.5
 CALIBRATION_STIMULI = 96
 QUANTILE = 0.95
+PIXEL_QUANTILE = 0.99
+"""The residual of the pixels as they are only has to refuse noise, so it may be lenient."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class OracleCalibration:
     """Threshold of validity and the oracle's accuracy on `count` held-out stimuli."""
 
     residual_threshold: float
+    pixel_residual_threshold: float
     object_accuracy: float
     category_accuracy: float
     rotation_error: float
@@ -60,9 +63,10 @@ class Oracle:
     calibration: OracleCalibration
 
     def read(self, images: Tensor) -> tuple[Reading, RenderFit]:
-        """Readings of images [n, 1, H, W]: valid where the residual is below the calibrated threshold."""
+        """Readings of images [n, 1, H, W]: valid where both residuals are below their calibrated thresholds."""
         fit = fit_renders(images, self.bank)
-        valid = fit.residual < self.calibration.residual_threshold
+        limits = self.calibration
+        valid = (fit.residual < limits.residual_threshold) & (fit.pixel_residual < limits.pixel_residual_threshold)
         return Reading(fit.category_id, fit.pose[:, :3], valid, fit.object_id), fit
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -72,8 +76,8 @@ class Oracle:
     @staticmethod
     def load(tensors: Mapping[str, Tensor], calibration: Mapping[str, float]) -> Oracle:
         """The oracle of a state."""
-        values = dict(calibration)
-        return Oracle(RenderBank(**tensors), OracleCalibration(**{**values, "count": int(values["count"])}))
+        values = {name: float(value) for name, value in calibration.items() if name != "count"}
+        return Oracle(RenderBank(**tensors), OracleCalibration(**values, count=int(calibration["count"])))
 
 
 def label_reading(dataset: Dataset) -> Reading:
@@ -111,6 +115,7 @@ def _calibration(fit: RenderFit, truth: Reading) -> OracleCalibration:
     spread = (truth.angles - truth.angles.mean(0)).square().sum(0)
     return OracleCalibration(
         residual_threshold=float(np.quantile(fit.residual.numpy(), QUANTILE)),
+        pixel_residual_threshold=float(np.quantile(fit.pixel_residual.numpy(), PIXEL_QUANTILE)),
         object_accuracy=float((fit.object_id == truth.object_id).double().mean()),
         category_accuracy=float((fit.category_id == truth.category).double().mean()),
         rotation_error=float(distance.median()),

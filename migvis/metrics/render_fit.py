@@ -2,8 +2,8 @@
 
 An edit is cut to its object, compared with a bank of renders, and the best candidates are fitted through the
 renderer (Levenberg–Marquardt on finite differences, all edits and candidates in one batch). The residual
-‖edit − fit‖/‖edit‖ says whether it is an object at all; the fitted parameters say which one and how turned. No
-classifier is asked, so an edit that only fools a classifier does not pass.
+‖edit − fit‖/‖edit‖, both lightly blurred, says whether it is an object at all; the fitted parameters say which one and
+how turned. No classifier is asked, so an edit that only fools a classifier does not pass.
 """
 
 from __future__ import annotations
@@ -31,12 +31,17 @@ _LIMIT = torch.tensor([25.0, 25.0, 25.0, 0.15, 0.12, 0.12])
 
 @dataclass(frozen=True)
 class RenderFit:
-    """Fits of n images: object_id, category_id [n], pose [n, 6] and residual [n] (inf where nothing is shown)."""
+    """Fits of n images: object_id, category_id [n], pose [n, 6], residuals [n] (inf where nothing is shown).
+
+    residual is taken after a 3×3 binomial filter, which tells objects from blends and blurs best, since rays that flip
+    at an edge do not count; pixel_residual is of the pixels as they are, in which noise cannot hide.
+    """
 
     object_id: Tensor
     category_id: Tensor
     pose: Tensor
     residual: Tensor
+    pixel_residual: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def _candidates(light: Tensor, extent: Tensor, bank: RenderBank, count: int, per
     similarity = _unit(sample_window(light, extent)) @ bank.crops.T
     objects = int(bank.object_id.max()) + 1
     best, where = similarity.view(len(light), objects, -1).topk(per_object, dim=2)
-    flat, index = best.flatten(1).topk(count, dim=1)
+    _, index = best.flatten(1).topk(count, dim=1)
     rows = where.flatten(1).gather(1, index) + (index // per_object) * (similarity.shape[1] // objects)
     scale = extent[:, None, 2] / bank.extent[rows][..., 2]
     place = extent[:, None, :2] - scale[..., None] * bank.extent[rows][..., :2]
@@ -190,8 +195,12 @@ def fit_renders(images: Tensor, bank: RenderBank, candidates: int = 12, finalist
     object_id = object_id.flatten()[picked]
     pose, error = _refine(light.flatten(1).repeat_interleave(finalists, 0), object_id, pose[picked], 2, iterations=3)
     winner = error.view(count, finalists).argmin(1) + torch.arange(count) * finalists
+    drawn = brightness(render(object_id[winner], pose[winner], light.shape[-1], 2)).flatten(1)
+    difference = _difference(light.flatten(1), drawn).norm(dim=1)
+    blurred = _blur(light).norm(dim=1)
     norm = light.flatten(1).norm(dim=1)
     shown = (light > FOREGROUND).flatten(1).float().mean(1) >= 0.01
-    residual = torch.where(shown, error[winner].sqrt() / norm.clamp(min=1e-6), float("inf"))
+    residual = torch.where(shown, error[winner].sqrt() / blurred.clamp(min=1e-6), float("inf"))
+    pixel_residual = torch.where(shown, difference / norm.clamp(min=1e-6), float("inf"))
     chosen = object_id[winner]
-    return RenderFit(chosen, chosen // OBJECTS_PER_CATEGORY, pose[winner], residual)
+    return RenderFit(chosen, chosen // OBJECTS_PER_CATEGORY, pose[winner], residual, pixel_residual)

@@ -30,7 +30,7 @@ def representation_metrics(
     group_mig and mig with their shuffled baselines, where labels exist: V0, whose pose is constant, is left out of them.
     """
     response = torch.tensor(dataset.subjects[subject].response)
-    rows, train = dataset.split[split], dataset.split["train"]
+    rows, train = dataset.split[split].copy(), dataset.split["train"].copy()  # read-only arrays make PyTorch warn
     latents, truth, prediction = _fitted(vae, response[rows])
     standard_latents, standard_truth, standard_prediction = _fitted(standard, response[rows])
     metrics = {

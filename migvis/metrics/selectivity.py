@@ -79,7 +79,9 @@ def select_pairs(
     if symmetries is not None and labels.object_id is not None:
         candidates = [row for row in candidates if not symmetries.continuous[int(labels.object_id[row])]]
     order = [candidates[index] for index in permutation(seed, "pairs", 0, len(candidates)).tolist()]
-    sources, targets, free = [], [], list(order)
+    sources: list[int] = []
+    targets: list[int] = []
+    free = list(order)
     for source in order:
         if len(sources) == count:
             break
@@ -89,8 +91,8 @@ def select_pairs(
             if target == source or labels.category[source] == labels.category[target]:
                 continue
             pick = torch.tensor([source]), torch.tensor([target])
-            objects = (None, None) if labels.object_id is None else (labels.object_id[pick[0]], labels.object_id[pick[1]])
-            if pose_distance(labels.angles[pick[0]], labels.angles[pick[1]], *objects, symmetries)[0] < LEAST_ANGLE:
+            first, second = (None if labels.object_id is None else labels.object_id[row] for row in pick)
+            if pose_distance(labels.angles[pick[0]], labels.angles[pick[1]], first, second, symmetries)[0] < LEAST_ANGLE:
                 continue
             sources.append(source)
             targets.append(target)

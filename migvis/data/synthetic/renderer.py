@@ -89,7 +89,9 @@ def _box_hits(center: Tensor, half_size: Tensor, frame: Tensor, y: Tensor, z: Te
             enter = torch.maximum(enter, near)
             cosine = torch.where(far < exit_, facing, cosine)
             exit_ = torch.minimum(exit_, far)
-    assert enter is not None and exit_ is not None and cosine is not None
+    assert enter is not None
+    assert exit_ is not None
+    assert cosine is not None
     return torch.where(exit_ > enter, exit_ + center[..., 0:1], float("-inf")), cosine
 
 

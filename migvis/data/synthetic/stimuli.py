@@ -70,7 +70,11 @@ def make_synthetic(config: DataConfig, path: Path) -> Path:
         repetitions = np.full(len(response), config.repetitions, dtype=np.int64)
         subjects[name] = Subject(name, response, repetitions, np.array([f"{name}-{unit:03d}" for unit in range(units)]))
     split = grouped_split(picture_ids(stimuli.image), config.split, config.seed, strata=stimuli.object_id)
-    attributes = {"signal_to_noise": config.signal_to_noise, "repetitions": config.repetitions, "seed": config.seed}
+    attributes: dict[str, float | int | str] = {
+        "signal_to_noise": config.signal_to_noise,
+        "repetitions": config.repetitions,
+        "seed": config.seed,
+    }
     attributes["variations"] = ", ".join(f"V{level}" for level in (0, *config.variations))
     write_dataset(path, stimuli, subjects, split, source="synthetic", attributes=attributes)
     return path
