@@ -67,16 +67,17 @@ def request_of(argv: Sequence[str]) -> Request:
 
 def default_hooks() -> Hooks:
     """The science: tune.trial and tune.final."""
-    from tune import final, trial
     from tune.context import Hooks
+    from tune.final import finish
+    from tune.trial import EXPECTED_SECONDS, open_data, plan, prepare, run_trial
 
     return Hooks(
-        open_data=trial.open_data,
-        prepare=trial.prepare,
-        run_trial=trial.run_trial,
-        finish=final.finish,
-        plan=trial.plan,
-        expected_seconds=trial.EXPECTED_SECONDS,
+        open_data=open_data,
+        prepare=prepare,
+        run_trial=run_trial,
+        finish=finish,
+        plan=plan,
+        expected_seconds=EXPECTED_SECONDS,
     )
 
 
