@@ -191,6 +191,8 @@ class StudyRun:
         assert self.final is not None
         for problem in problems:
             print(f"WARNING: {problem}")
+        for note in self.summarise()["notes"]:
+            print(f"note: {note}")
         seconds = self.clock.seconds()
         phases = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
         print(f"done in {duration(sum(seconds.values()))} ({phases})")

@@ -15,6 +15,7 @@ from typing import Any
 
 from tune.context import StudyContext
 from tune.ledger import Ledger
+from tune.notes import notes
 from tune.selection import Selected
 from tune.study_folder import write_json
 from tune.tracking_writer import run_key
@@ -127,6 +128,7 @@ def write_summary(
         if selected is None
         else {"trial": selected.trial, "params": selected.params, "rule": selected.rule, "warning": selected.warning},
         "final_metrics": _finite(final_metrics or {}),
+        "notes": notes([record.result.metrics for record in records if record.result is not None], final_metrics or {}),
         "export": None if export is None else str(export),
         "wall_seconds": clock.seconds(),
         "configuration": context.config.model_dump(mode="json"),
