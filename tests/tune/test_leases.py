@@ -144,11 +144,11 @@ def test_a_second_driver_is_refused_by_name_and_a_dead_one_followed(tmp_path):
         pass
     assert "\n" not in str(refusal.value)
     driver.kill()
+    driver.wait()
     with StudyLock(tmp_path, patience=30):
         pass
     with StudyLock(tmp_path):  # released: free again
         pass
-    driver.wait()
     driver.stdout.close()
 
 
