@@ -11,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from migvis.config import PRESETS
 from migvis.errors import InputError
 from tune.context import Hooks
 from tune.ledger import Ledger
@@ -111,7 +112,7 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     assert [trial["number"] for trial in summary["trials"]] == [0, 1, 2]
     assert {trial["state"] for trial in summary["trials"]} <= {"COMPLETE", "PRUNED"}
     assert all(trial["mlflow_run_id"] for trial in summary["trials"])
-    assert summary["trials"][0]["params"]["guidance_scale"] == 1.0
+    assert summary["trials"][0]["params"]["guidance_scale"] == PRESETS["quick"].synthesis.guidance_scale
     finished = sum(trial["state"] == "COMPLETE" for trial in summary["trials"])
     assert {"kind": "denoiser", "key": "d", "seconds": 2.0, "fitted": 1, "reused": finished} in summary["stages"]
     assert summary["selected"]["trial"] in (0, 1, 2)
