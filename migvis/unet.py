@@ -31,8 +31,7 @@ class ResidualBlock(nn.Module):
         self.norm_out = nn.GroupNorm(_groups(channels_out), channels_out)
         self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        _start_at_zero(self.conv_out)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale, shift = self.modulation(time)[:, :, None, None].chunk(2, dim=1)
@@ -52,8 +51,7 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(_groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
@@ -135,8 +133,7 @@ class UNet(nn.Module):
             width = level_width if level == 0 else widths[level - 1]
         self.norm = nn.GroupNorm(_groups(width), width)
         self.head = nn.Conv2d(width, self.patch**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        _start_at_zero(self.head)
 
     def normalise_to(self, images: Tensor) -> None:
         """Takes μ and v from training images [n, 1, H, W] and their mirror images."""
@@ -175,6 +172,12 @@ class UNet(nn.Module):
             if index < len(self.up) - 1:
                 x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return functional.pixel_shuffle(self.head(functional.silu(self.norm(x))), self.patch)
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    """The last layer of a branch starts at zero, so that the branch first passes its input on."""
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
 
 
 def _groups(channels: int) -> int:
