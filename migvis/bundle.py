@@ -260,7 +260,7 @@ def load(folder: str | Path, encoder_weights: str | Path | None = None) -> Bundl
         if sizes != (vae.group_count, vae.group_rank, unet.image_size, vae.latent_count):
             raise InputError(f"{own}: VAE, critic, bank and denoiser do not fit together")
         vaes[name] = vae
-        editors[name] = Editor(unet, unet.alphas, critic, bank, configuration.synthesis, pixel_variance)
+        editors[name] = Editor(unet, unet.alphas, critic, bank, configuration.synthesis, pixel_variance, unet.memory)
     metrics, provenance = weights.read_json(folder / "metrics.json"), weights.read_json(folder / "provenance.json")
     return Bundle(folder, configuration, unet.image_size, vaes, editors, metrics, provenance)
 

@@ -35,6 +35,7 @@ class DataConfig(Section):
     variations: tuple[Literal[3, 6], ...] = Field(
         (3,), min_length=1, description="HvM variation levels beside V0: (3,) as in the public recordings, (3, 6) for all"
     )
+    objects_per_category: int = Field(8, ge=1, le=8, description="synthetic objects in each of the 8 categories")
     repetitions: Count = Field(28, description="synthetic trials averaged per stimulus")
     signal_to_noise: Positive = Field(0.7, description="synthetic single-trial signal variance over noise variance")
     split: tuple[float, float, float] = Field((0.70, 0.10, 0.20), description="train, validation, test fractions")
@@ -102,6 +103,11 @@ class DenoiserConfig(Section):
     horizontal_flip: bool = True
     time_bias: float = Field(1.0, ge=1, le=4, description="k of t = ceil(T u^k), u uniform; 1: uniform t; above: more small t")
     attention_pixels: Count = Field(256, description="self-attention on levels of at most so many positions")
+    memory_copies: int = Field(
+        0, ge=0, le=64, description="copies in which it remembers each training picture, all but one warped; 0: no memory"
+    )
+    memory_rank: Count = Field(128, description="principal components in which pictures are remembered")
+    memory_bandwidth: Positive = Field(0.5, description="h, width of the gaps between remembered pictures")
 
 
 class SynthesisConfig(Section):
@@ -110,7 +116,10 @@ class SynthesisConfig(Section):
     edit_step: float = Field(0.9, gt=0, le=MAX_EDIT_STEP, description="t' as a fraction of T")
     guidance_scale: NonNegative = Field(5.0, description="gamma")
     form: Literal["score", "algorithm1"] = Field("score", description="with the factor sqrt(1 - alpha_t), or as printed")
-    jacobian: Literal["identity", "bounded", "unet"] = Field("identity", description="how the gradient passes x0-hat")
+    jacobian: Literal["identity", "bounded", "memory", "unet"] = Field("identity", description="how the gradient passes x0-hat")
+    dequantisation: float = Field(
+        0.65, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
+    )
     bank_size: int = Field(256, ge=1, description="K, training latents in the denominator of the guidance")
     trial_pairs: Count = Field(16, description="validation pairs per group that score a trial")
     final_pairs: Count = Field(32, description="test pairs per group that score the selected configuration")
@@ -127,13 +136,26 @@ class Configuration(Section):
     denoiser: DenoiserConfig = DenoiserConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
 
+    @model_validator(mode="after")
+    def _jacobian_needs_a_memory(self) -> Configuration:
+        if self.synthesis.jacobian == "memory" and not self.denoiser.memory_copies:
+            raise ValueError("synthesis.jacobian=memory needs denoiser.memory_copies of at least 1, got 0")
+        return self
+
 
 PRESETS: dict[str, Configuration] = {
     "paper": Configuration(),
     "quick": Configuration(
-        data=DataConfig(subjects=("M1",), image_size=32, stimulus_count=3072, split=(0.60, 0.25, 0.15)),
+        data=DataConfig(subjects=("M1",), image_size=32, stimulus_count=3072, objects_per_category=2, split=(0.60, 0.25, 0.15)),
         vae=VAEConfig(group_rank=3, epochs=75),
-        critic=CriticConfig(infonce_batch=64, encoder="cnn", images_seen=30_000, minimum_steps=200),
+        critic=CriticConfig(
+            infonce_batch=64,
+            encoder="cnn",
+            images_seen=36_000,
+            minimum_steps=200,
+            learning_rate=3e-3,
+            embedding_dropout=0.3,
+        ),
         denoiser=DenoiserConfig(
             base_width=32,
             width_multipliers=(1, 2, 4),
@@ -144,7 +166,8 @@ PRESETS: dict[str, Configuration] = {
             ema_decay=0.998,
             time_bias=2.0,
             attention_pixels=16,
+            memory_copies=16,
         ),
-        synthesis=SynthesisConfig(guidance_scale=0.5, sweep_scales=(0.2, 0.5, 1.0)),
+        synthesis=SynthesisConfig(guidance_scale=10.0, jacobian="memory", sweep_scales=(3.0, 10.0, 30.0)),
     ),
 }

@@ -208,6 +208,7 @@ def fit_critic(
         name="critic",
         steps=max(config.minimum_steps, math.ceil(config.images_seen / config.infonce_batch)),
         learning_rate=config.learning_rate,
+        schedule="cosine",
         precision=precision,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,

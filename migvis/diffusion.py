@@ -120,14 +120,27 @@ def ddim_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int)
     return state
 
 
-def denoising_loss(unet: UNet, images: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def dequantise(images: Tensor, alphas: Tensor, amount: float, seed: int = 0) -> Tensor:
+    """Images [n, 1, H, W] plus Gaussian noise of standard deviation amount·σ_1, fixed by (seed, row).
+
+    Inversion multiplies what is uncertain in an image, and an exactly even background has nothing uncertain: its state
+    at t′ would hold no noise there, unlike any state that the denoiser was fitted to, and no edit could grow into it.
+    The first step of the inversion adds as much again, and later ones, each taken at the state before it, lose some: with
+    T = 150, amount = 0.65 arrives at t′ with noise of σ_t′ (test_memory.py).
+    """
+    rows = torch.arange(len(images), device=images.device)
+    noise = randomness.normal(seed, "dequantisation", 0, rows, tuple(images.shape[1:]))
+    return images + amount * noise_levels(alphas)[1] * noise
+
+
+def denoising_loss(unet: UNet, images: Tensor, noise: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
     """Mean of (ε_θ − ε)²·(v + σ_t²)/v over batch and pixels: the ε loss, weighted so that every t counts alike.
 
     This is the squared error of the raw network, whose target has unit variance at every t (see UNet); the plain ε loss
-    hardly weighs x̂₀ at large t, where edits start.
+    hardly weighs x̂₀ at large t, where edits start. own [n]: which remembered pictures the images are (UNet.without).
     """
     _, sigma = unet.scales(t)
-    error = unet(add_noise(images, noise, t, unet.alphas), t) - noise
+    error = unet(add_noise(images, noise, t, unet.alphas), t, own) - noise
     return (error.square() * (1 + sigma.square() / unet.pixel_variance)).mean()
 
 
@@ -172,7 +185,7 @@ def fit_denoiser(
             batch = torch.where(flip[:, :, None, None], batch.flip(-1), batch)
         t = training_times(randomness.uniform(seed, "denoiser-time", step, rows)[:, 0], config)
         noise = randomness.normal(seed, "denoiser-noise", step, rows, shape)
-        return denoising_loss(unet, batch, noise, t), {}
+        return denoising_loss(unet, batch, noise, t, rows), {}
 
     result = fit(
         unet,
@@ -191,10 +204,13 @@ def fit_denoiser(
 
 
 @torch.no_grad()
-def denoised_pool(denoise: Denoise, images: Tensor, alphas: Tensor, draws: int, seed: int, batch: int = 256) -> Tensor:
+def denoised_pool(
+    denoise_without: Callable[[Tensor], Denoise], images: Tensor, alphas: Tensor, draws: int, seed: int, batch: int = 256
+) -> Tensor:
     """x̂₀ of noised images, [n, draws, 1, H, W]: what a critic meets during synthesis, at t uniform in 1…⌊0.95 T⌋.
 
-    `images` [n, 1, H, W] in [−1, 1]; `denoise` already clips x̂₀.
+    `images` [n, 1, H, W] in [−1, 1]; `denoise_without(rows)` is the denoiser for the images of these rows, x̂₀ already
+    clipped: it must not remember them, since it will not know the pictures that it edits.
     """
     limit = max_edit_index(len(alphas) - 1)
     pool = torch.empty(len(images), draws, *images.shape[1:])
@@ -204,5 +220,5 @@ def denoised_pool(denoise: Denoise, images: Tensor, alphas: Tensor, draws: int, 
             t = randomness.integers(seed, "pool-time", draw, part, 1, limit)
             noise = randomness.normal(seed, "pool-noise", draw, part, tuple(images.shape[1:]))
             noisy = add_noise(images[part], noise, t, alphas)
-            pool[part.cpu(), draw] = predict_clean(noisy, denoise(noisy, t), alphas[t][:, None, None, None]).cpu()
+            pool[part.cpu(), draw] = predict_clean(noisy, denoise_without(part)(noisy, t), alphas[t][:, None, None, None]).cpu()
     return pool

@@ -16,12 +16,13 @@ from torch import Tensor
 from migvis.critic import Critic
 from migvis.diffusion import Denoise, predict_clean
 from migvis.errors import InputError
+from migvis.memory import StimulusMemory
 
 Objective = Callable[[Tensor], Tensor]
 """x̂₀ [n, 1, H, W] -> one value per edit [n], in nats, larger where the edit expresses its target better."""
 
 Form = Literal["score", "algorithm1"]
-Jacobian = Literal["identity", "bounded", "unet"]
+Jacobian = Literal["identity", "bounded", "memory", "unet"]
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,24 @@ def guide(
     form: Form = "score",
     jacobian: Jacobian = "identity",
     pixel_variance: float | None = None,
+    memory: StimulusMemory | None = None,
 ) -> Denoise:
     """ε̂(y_t, t) = ε_θ − γ·√(1 − α_t)·∇_{y_t} objective(x̂₀), with γ = scale [n] per edit.
 
     `form="algorithm1"` leaves out √(1 − α_t), as Algorithm 1 is printed. The gradient passes
     x̂₀ = (y_t − √(1 − α_t)·ε)/√α_t with ε constant (`jacobian="identity"`: ∂x̂₀/∂y_t = 1/√α_t), with the shrinkage of
-    Gaussian images of variance v (`"bounded"`: v/(√α_t·(σ_t² + v))), or through the U-Net (`"unet"`). A clipped x̂₀ is
-    passed straight through by the first two. Raises InputError when "bounded" lacks a positive pixel variance.
+    Gaussian images of variance v (`"bounded"`: v/(√α_t·(σ_t² + v))), with the covariance of the remembered pictures that y_t
+    may still become (`"memory"`: Cov_w[x]/(√α_t·(σ_t² + h²)), StimulusMemory.spread), or through the U-Net (`"unet"`).
+    The first two push pixels; a memory lets a gradient act only along differences between objects, and only until one
+    is settled on. A clipped x̂₀ is passed straight through by all but "unet". Raises InputError when "bounded" lacks a
+    positive pixel variance or "memory" its memory.
     """
     if jacobian == "bounded" and not (pixel_variance and pixel_variance > 0):
         raise InputError(
             f"pixel_variance: jacobian=bounded needs a positive variance of the training images, got {pixel_variance}"
         )
+    if jacobian == "memory" and memory is None:
+        raise InputError("synthesis.jacobian=memory needs a denoiser with a memory (denoiser.memory_copies)")
 
     def guided(noisy: Tensor, t: Tensor) -> Tensor:
         alpha = alphas[t][:, None, None, None]
@@ -104,6 +111,10 @@ def guide(
             (gradient,) = torch.autograd.grad(objective(clean).sum(), variable)
         if jacobian == "identity":
             gradient = gradient / alpha.sqrt()
+        elif jacobian == "memory":
+            assert memory is not None
+            sigma = (1 / alpha - 1).sqrt().flatten()
+            gradient = memory.spread(noisy / alpha.sqrt(), sigma, gradient) / alpha.sqrt()
         elif jacobian == "bounded":
             assert pixel_variance is not None
             gradient = gradient * pixel_variance / (alpha.sqrt() * (1 / alpha - 1 + pixel_variance))

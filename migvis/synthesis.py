@@ -14,9 +14,10 @@ from torch import Tensor
 
 from migvis.config import SynthesisConfig
 from migvis.critic import Critic
-from migvis.diffusion import Denoise, clip_clean, ddim_invert, ddim_sample, edit_step_index
+from migvis.diffusion import Denoise, clip_clean, ddim_invert, ddim_sample, dequantise, edit_step_index
 from migvis.errors import InputError
 from migvis.guidance import LatentBank, guide, mutual_information
+from migvis.memory import StimulusMemory
 from migvis.randomness import permutation
 
 CHUNK = 128
@@ -124,7 +125,7 @@ def _rank(own_latents: Tensor, latent_scale: Tensor, group: int, shift: float | 
 
 @dataclass(frozen=True)
 class Editor:
-    """Denoiser, critic and bank, ready to edit. `pixel_variance` is needed by `jacobian: bounded` only."""
+    """Denoiser, critic and bank, ready to edit. `jacobian: bounded` needs `pixel_variance`, `jacobian: memory` `memory`."""
 
     denoise: Denoise
     alphas: Tensor
@@ -132,14 +133,14 @@ class Editor:
     bank: LatentBank
     config: SynthesisConfig
     pixel_variance: float
+    memory: StimulusMemory | None = None
 
     def invert(self, images: Tensor, trajectory: bool = False, edit_step: float | None = None) -> Tensor:
-        """DDIM inversion of images [n, 1, H, W] to t′, by the clipped denoiser that sampling uses too."""
-        step = self.step(edit_step)
+        """DDIM inversion of images [n, 1, H, W], dequantised, to t′, by the clipped denoiser that sampling uses too."""
+        step, denoise = self.step(edit_step), clip_clean(self.denoise, self.alphas)
         with torch.no_grad():
-            return ddim_invert(
-                clip_clean(self.denoise, self.alphas), images.to(self.alphas.device), self.alphas, step, trajectory=trajectory
-            )
+            start = dequantise(images.to(self.alphas.device), self.alphas, self.config.dequantisation)
+            return ddim_invert(denoise, start, self.alphas, step, trajectory=trajectory)
 
     def step(self, edit_step: float | None = None) -> int:
         """t′ as an integer step."""
@@ -175,6 +176,7 @@ class Editor:
                 form=self.config.form,
                 jacobian=self.config.jacobian,
                 pixel_variance=self.pixel_variance,
+                memory=self.memory,
             )
         with torch.no_grad():
             return ddim_sample(denoise, states[edits.source], self.alphas, step).clamp(-1, 1)

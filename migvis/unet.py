@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch.nn import functional
 
 from migvis.config import DenoiserConfig
 from migvis.errors import InputError
+from migvis.memory import StimulusMemory
+
+_SMALL_SIGMA, _LARGE_NEWS = 0.05, 4.0
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
@@ -81,7 +85,9 @@ class UNet(nn.Module):
 
         x̂₀ = μ + v/(v + σ_t²)·(y_t/√α_t − μ) + σ_t·√(v/(v + σ_t²))·F((y_t/√α_t − μ)/√(v + σ_t²), t)
 
-    and ε_θ = (y_t/√α_t − x̂₀)/σ_t (Karras et al. 2022). What is visible in y_t itself need not be learned.
+    and ε_θ = (y_t/√α_t − x̂₀)/σ_t (Karras et al. 2022). What is visible in y_t itself need not be learned. With a memory
+    (`denoiser.memory_copies`) F also sees the mean m of the remembered pictures, and starts from a share of it, learned
+    per t, in place of the linear estimate.
     """
 
     alphas: Tensor
@@ -107,7 +113,13 @@ class UNet(nn.Module):
         self.time_mlp = nn.Sequential(
             nn.Linear(config.base_width, time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU()
         )
-        self.stem = nn.Conv2d(self.patch**2, widths[0], 3, padding=1)
+        self.memory = None
+        if config.memory_copies:
+            self.memory = StimulusMemory(config.memory_copies, config.memory_rank, config.memory_bandwidth, image_size)
+            self.trust = nn.Linear(time_width, 1)
+            _start_at_zero(self.trust)
+        seen = 1 if self.memory is None else 2
+        self.stem = nn.Conv2d(seen * self.patch**2, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         width = widths[0]
@@ -136,28 +148,43 @@ class UNet(nn.Module):
         _start_at_zero(self.head)
 
     def normalise_to(self, images: Tensor) -> None:
-        """Takes μ and v from training images [n, 1, H, W] and their mirror images."""
+        """Takes μ and v from training images [n, 1, H, W] and their mirror images, and remembers them if it has a memory."""
         both = torch.cat([images, images.flip(-1)])
         self.pixel_mean.copy_(both.mean(dim=0))
         self.pixel_variance.copy_(both.var(dim=0).mean().clamp(min=1e-4))
+        if self.memory is not None:
+            self.memory.remember(images)
+
+    def without(self, own: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """ε_θ for noised training images, whose own pictures own [n] (rows of `normalise_to`) are not remembered."""
+        return lambda noisy, t: self(noisy, t, own)
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """√α_t and σ_t, each [n, 1, 1, 1]."""
         alpha = self.alphas[t][:, None, None, None]
         return alpha.sqrt(), (1 / alpha - 1).sqrt()
 
-    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
         root, sigma = self.scales(t)
-        centred = noisy / root - self.pixel_mean
-        total = self.pixel_variance + sigma.square()
-        raw = self.network(centred / total.sqrt(), t)
-        # (ȳ − x̂₀)/σ with the division by a small σ carried out on paper
-        return sigma / total * centred - (self.pixel_variance / total).sqrt() * raw
-
-    def network(self, noisy: Tensor, t: Tensor) -> Tensor:
-        """F: images of unit variance [n, 1, H, W] and times [n] to an output of unit variance."""
+        scaled, variance = noisy / root, self.pixel_variance
+        centred = scaled - self.pixel_mean
+        total = variance + sigma.square()
         time = self.time_mlp(time_embedding(t, self.base_width))
-        x = self.stem(functional.pixel_unshuffle(noisy, self.patch).contiguous(memory_format=torch.channels_last))
+        seen = centred / total.sqrt()
+        if self.memory is None:
+            raw = self.network(seen, time)
+        else:
+            recalled = self.memory(scaled, sigma.flatten(), own) - self.pixel_mean
+            raw = self.network(torch.cat([seen, recalled / variance.sqrt()], dim=1), time)
+            # How far the memory is from the linear estimate, in units of F; a small σ would blow it up.
+            news = (recalled - variance / total * centred) * (total / variance).sqrt() / sigma.clamp(min=_SMALL_SIGMA)
+            raw = raw + self.trust(time)[:, :, None, None] * news.clamp(-_LARGE_NEWS, _LARGE_NEWS)
+        # (ȳ − x̂₀)/σ with the division by a small σ carried out on paper
+        return sigma / total * centred - (variance / total).sqrt() * raw
+
+    def network(self, seen: Tensor, time: Tensor) -> Tensor:
+        """F: images of unit variance [n, 1 or 2, H, W] and embedded times to an output of unit variance [n, 1, H, W]."""
+        x = self.stem(functional.pixel_unshuffle(seen, self.patch).contiguous(memory_format=torch.channels_last))
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
             for block in blocks:  # type: ignore[attr-defined]

@@ -80,6 +80,8 @@ def load_denoiser(folder: Path) -> UNet:
         config = DenoiserConfig.model_validate(description["denoiser"])
         with torch.random.fork_rng(devices=[]):
             unet = UNet(config, int(description["image_size"]), noise_schedule(config.diffusion_steps))
+        if unet.memory is not None:
+            unet.memory.remember(tensors["memory.pictures"][:, None].float() / 127.5 - 1)
         unet.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
         raise _misfit(folder / "denoiser.safetensors", error) from error

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,7 +213,10 @@ def test_a_new_denoiser_is_exact_for_gaussian_images_of_the_same_mean_and_varian
 
 def test_the_pool_does_not_depend_on_the_batch_size() -> None:
     unet, images = tiny_unet(), normal(7, 1, 16, 16).clamp(-1, 1)
-    denoise = clip_clean(unet, unet.alphas)
+
+    def denoise(rows: Tensor) -> Denoise:
+        return clip_clean(unet, unet.alphas)
+
     pools = [denoised_pool(denoise, images, unet.alphas, 3, seed=5, batch=batch) for batch in (2, 7)]
     assert pools[0].shape == (7, 3, 1, 16, 16)
     assert torch.allclose(*pools, atol=1e-5)
@@ -227,11 +232,22 @@ def test_the_pool_has_times_up_to_the_last_edit_step() -> None:
         seen.extend(t.tolist())
         return torch.zeros_like(noisy)
 
-    denoised_pool(denoise, torch.zeros(100, 1, 4, 4), alphas, 3, seed=0)
+    denoised_pool(lambda rows: denoise, torch.zeros(100, 1, 4, 4), alphas, 3, seed=0)
     assert set(seen) == set(range(1, 10))
 
 
-def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def test_the_pool_leaves_each_picture_out_of_the_memory() -> None:
+    left_out: list[list[int]] = []
+
+    def denoise_without(rows: Tensor) -> Denoise:
+        left_out.append(rows.tolist())
+        return lambda noisy, t: torch.zeros_like(noisy)
+
+    denoised_pool(denoise_without, torch.zeros(5, 1, 4, 4), noise_schedule(10), 2, seed=0, batch=3)
+    assert left_out == [[0, 1, 2], [3, 4]] * 2
+
+
+def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path, killed_after: Callable[..., Any]) -> None:
     axis = torch.linspace(-1, 1, 16)
     distance = (axis[:, None, None] - axis[:, None]).abs() + (axis[:, None, None] - axis).abs()
     images = torch.where(distance < 0.6, 0.7, -0.7)[:, None]
@@ -246,35 +262,13 @@ def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path)
     assert not fitted.training
     assert not any(weight.requires_grad for weight in fitted.parameters())
 
-
     whole, _ = fit_denoiser(images, TINY, seed=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("migvis.diffusion.fit", _stopping_after(7))
-        with pytest.raises(_Killed):
-            fit_denoiser(images, TINY, seed=1, checkpoint=tmp_path / "checkpoint.pt")
+    with killed_after(7, "migvis.diffusion"):
+        fit_denoiser(images, TINY, seed=1, checkpoint=tmp_path / "checkpoint.pt")
     resumed, after = fit_denoiser(images, TINY, seed=1, checkpoint=tmp_path / "checkpoint.pt")
     assert after.start_step == 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-class _Killed(Exception):
-    pass
-
-
-def _stopping_after(steps: int):  # type: ignore[no-untyped-def]
-    """`fit` with a checkpoint at every step, killed in the step after `steps`."""
-    from migvis.training import fit
-
-    def killed(model, step_loss, **options):  # type: ignore[no-untyped-def]
-        def loss(step: int) -> object:
-            if step == steps:
-                raise _Killed
-            return step_loss(step)
-
-        return fit(model, loss, **options, checkpoint_every=1)
-
-    return killed
 
 
 def test_a_fit_to_broken_images_stops_with_its_step() -> None:

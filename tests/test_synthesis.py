@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from migvis.config import CriticConfig, DenoiserConfig, SynthesisConfig
 from migvis.critic import Critic
-from migvis.diffusion import clip_clean, ddim_invert, ddim_sample, noise_schedule
+from migvis.diffusion import clip_clean, ddim_invert, ddim_sample, dequantise, noise_schedule
 from migvis.errors import InputError
+from migvis.memory import StimulusMemory
 from migvis.synthesis import Editor, Edits, group_columns, make_bank, shift_edits, target_edits
 from migvis.unet import UNet
 
@@ -134,7 +137,7 @@ def test_edits_differ_by_group_scale_and_source(editor: Editor) -> None:
 def test_without_guidance_an_edit_is_the_unguided_sample(editor: Editor) -> None:
     images = normal(3, 1, 16, 16).clamp(-1, 1)
     clipped = clip_clean(editor.denoise, editor.alphas)
-    state = ddim_invert(clipped, images, editor.alphas, 6)
+    state = ddim_invert(clipped, dequantise(images, editor.alphas, 0.65), editor.alphas, 6)
     assert torch.equal(editor.invert(images, edit_step=0.6), state)
     sample = ddim_sample(clipped, state, editor.alphas, 6).clamp(-1, 1)
     rows = torch.arange(3)
@@ -169,6 +172,20 @@ def test_form_and_jacobian_of_the_configuration_are_used() -> None:
     for first in range(4):
         for second in range(first):
             assert not torch.allclose(results[first], results[second], atol=1e-3), (variants[first], variants[second])
+
+
+def test_the_memory_of_the_denoiser_is_used_and_asked_for() -> None:
+    images, rows = normal(2, 1, 16, 16).clamp(-1, 1), torch.arange(2)
+    edits = target_edits(rows, 1, 20.0, LATENTS[:2], 2, rows, rows + 5)
+    editor = made_editor(jacobian="memory")
+    with pytest.raises(InputError, match="memory_copies"):
+        editor.edit(editor.invert(images), edits)
+    memory = StimulusMemory(1, 16, 1.0, 16)
+    memory.remember(normal(40, 1, 16, 16, seed=6).clamp(-1, 1))
+    remembering = replace(editor, memory=memory)
+    plain = made_editor()
+    states = plain.invert(images)
+    assert not torch.allclose(remembering.edit(states, edits), plain.edit(states, edits), atol=1e-3)
 
 
 def test_the_bank_is_drawn_once_by_seed() -> None:

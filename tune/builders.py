@@ -13,7 +13,16 @@ from torch import Tensor
 
 from migvis.config import CriticConfig, DenoiserConfig, SynthesisConfig, VAEConfig
 from migvis.data import Dataset, load_dataset
-from migvis.diffusion import clip_clean, ddim_sample, denoised_pool, fit_denoiser, max_edit_index
+from migvis.diffusion import (
+    Denoise,
+    clip_clean,
+    ddim_invert,
+    ddim_sample,
+    denoised_pool,
+    dequantise,
+    fit_denoiser,
+    max_edit_index,
+)
 from migvis.metrics.edit_scores import evaluation_pairs, load_instrument, make_instrument, score_edits
 from migvis.metrics.representation import representation_metrics
 from migvis.synthesis import Editor, Edits, make_bank, target_edits
@@ -110,7 +119,11 @@ def build_pool(data_path: Path, context: StageContext) -> None:
     unet = load_denoiser(context.input("denoiser")).to(device())
     clean = clean_pictures(dataset_at(data_path)).to(device())
     assert context.stage.seed is not None
-    pool = denoised_pool(clip_clean(unet, unet.alphas), clean, unet.alphas, context.stage.config["draws"], context.stage.seed)
+
+    def without(rows: Tensor) -> Denoise:
+        return clip_clean(unet.without(rows), unet.alphas)
+
+    pool = denoised_pool(without, clean, unet.alphas, context.stage.config["draws"], context.stage.seed)
     save_tensors(context.folder / "pool.safetensors", {"pool": pool})
 
 
@@ -145,12 +158,11 @@ def build_trajectory(data_path: Path, context: StageContext) -> None:
     assert context.stage.seed is not None
     source, target = evaluation_pairs(dataset, config["split"], config["pairs"], context.stage.seed)
     unet = load_denoiser(context.input("denoiser")).to(device())
-    from migvis.diffusion import ddim_invert
-
     clipped, limit = clip_clean(unet, unet.alphas), max_edit_index(len(unet.alphas) - 1)
     images = dataset.images(source.numpy()).to(device())
     with torch.no_grad():
-        states = ddim_invert(clipped, images, unet.alphas, limit, trajectory=True)
+        start = dequantise(images, unet.alphas, config["dequantisation"])
+        states = ddim_invert(clipped, start, unet.alphas, limit, trajectory=True)
         step = round(COMPARED_STEP * (len(unet.alphas) - 1))
         returned = ddim_sample(clipped, states[step], unet.alphas, step).clamp(-1, 1)
     error = float((returned - images).square().mean())
@@ -244,7 +256,7 @@ def editor(
     rows = torch.tensor(dataset.split["train"])
     bank = make_bank(latents[rows], rows, config.bank_size, seed=0)
     variance = float(dataset.images(dataset.split["train"]).var(dim=0).mean())
-    return Editor(unet, unet.alphas, model.requires_grad_(False), bank, config, variance), latents
+    return Editor(unet, unet.alphas, model.requires_grad_(False), bank, config, variance, unet.memory), latents
 
 
 def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor, scale: float) -> tuple[Edits, Tensor]:

@@ -18,10 +18,10 @@ from tune.stage_graph import Stage
 
 _DATA = ("migvis.data.dataset", "migvis.randomness")
 _FIT = ("migvis.training", "migvis.optimizer", "migvis.randomness")
-_DENOISER = ("migvis.unet", "migvis.diffusion", *_FIT)
+_DENOISER = ("migvis.unet", "migvis.memory", "migvis.diffusion", *_FIT)
 _ORACLE = ("migvis.metrics.instrument", "migvis.metrics.render_fit", "migvis.metrics.selectivity", "migvis.data.synthetic")
 _CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.pretrained", *_FIT)
-_EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.diffusion")
+_EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.memory", "migvis.diffusion")
 
 EXPECTED_SECONDS = {
     "denoiser": 380.0,
@@ -92,7 +92,8 @@ class Stages:
     def trajectory(self, split: str = "validation", count: int | None = None) -> Stage:
         """Inverted states of the sources of the evaluation pairs, at every t up to 0.95 T."""
         pairs = self.configuration.synthesis.trial_pairs if count is None else count
-        config = {"data": self.data_digest, "split": split, "pairs": pairs}
+        noise = self.configuration.synthesis.dequantisation
+        config = {"data": self.data_digest, "split": split, "pairs": pairs, "dequantisation": noise}
         inputs = {"denoiser": self.denoiser()}
         scope: Any = "study" if split == "validation" else "trial"
         modules = ("migvis.diffusion", "migvis.metrics.selectivity")
@@ -173,7 +174,7 @@ class Stages:
             "critic": self.critic(subject, seed),
             "trajectory": self.trajectory(split, pairs),
         }
-        names = {"edit_step", "guidance_scale", "form", "jacobian", "bank_size"}
+        names = {"edit_step", "guidance_scale", "form", "jacobian", "bank_size", "dequantisation"}
         fields = {
             "data": self.data_digest,
             "subject": subject,

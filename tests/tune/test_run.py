@@ -22,7 +22,7 @@ from tune.study_config import load_study_config
 from tune.study_folder import default_storage, latest_unfinished, locked, open_storage, read_study
 
 # The science of these tests: small, real functions of the parameters. Text, because a subprocess runs it as well.
-SCIENCE = '''
+SCIENCE = """
 import json, math, os, sys, time
 from pathlib import Path
 from PIL import Image
@@ -71,7 +71,7 @@ def finish(context, selected):
 
 hooks = Hooks(open_data, prepare, run_trial, finish, plan=lambda context, space: f"plan of {context.study}: {space}",
               expected_seconds={"trial": 1.0, "final": 1.0})
-'''
+"""
 
 
 @pytest.fixture(scope="module")

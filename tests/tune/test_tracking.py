@@ -204,13 +204,21 @@ def test_trial_that_will_be_tried_again_keeps_its_run_open(tmp_path) -> None:
 
 
 def test_redact() -> None:
-    assert redact("at postgresql+psycopg2://me:pw@db:5432/x and http://a:b@h") == "at postgresql+psycopg2://db:5432/x and http://h"
+    assert (
+        redact("at postgresql+psycopg2://me:pw@db:5432/x and http://a:b@h") == "at postgresql+psycopg2://db:5432/x and http://h"
+    )
     assert redact("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
 
 
 @pytest.mark.parametrize(
     "uri",
-    ["http://user:secret@127.0.0.1:9", "postgresql://user:secret@127.0.0.1:9/x", "sqlite:////no/such/folder/m.db", "mlruns", "http://h:x"],
+    [
+        "http://user:secret@127.0.0.1:9",
+        "postgresql://user:secret@127.0.0.1:9/x",
+        "sqlite:////no/such/folder/m.db",
+        "mlruns",
+        "http://h:x",
+    ],
 )
 def test_unreachable_is_one_line_within_seconds(uri) -> None:
     begin = time.monotonic()

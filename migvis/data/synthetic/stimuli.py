@@ -10,7 +10,7 @@ import torch
 from migvis.config import DataConfig
 from migvis.data.dataset import Stimuli, Subject, write_dataset
 from migvis.data.splits import grouped_split, picture_ids
-from migvis.data.synthetic.objects import CATEGORIES, OBJECTS_PER_CATEGORY, object_models
+from migvis.data.synthetic.objects import CATEGORIES, OBJECTS_PER_CATEGORY
 from migvis.data.synthetic.population import simulate_responses, stimulus_features
 from migvis.data.synthetic.renderer import render
 from migvis.errors import InputError
@@ -29,16 +29,24 @@ def draw_poses(variation: np.ndarray, generator: np.random.Generator) -> np.ndar
     return np.column_stack([limits[:, :1] * draws[:, :3], limits[:, 1] ** draws[:, 3], limits[:, 2:] * draws[:, 4:]])
 
 
-def synthetic_stimuli(count: int, image_size: int, seed: int, variations: tuple[int, ...] = (3,)) -> Stimuli:
-    """`count` stimuli over all 64 objects: one of variation 0 each, the rest in equal parts of `variations`.
+def synthetic_stimuli(
+    count: int,
+    image_size: int,
+    seed: int,
+    variations: tuple[int, ...] = (3,),
+    objects_per_category: int = OBJECTS_PER_CATEGORY,
+) -> Stimuli:
+    """`count` stimuli over the first objects of each category: one of variation 0 each, the rest in equal parts of
+    `variations`.
 
     Raises InputError when `count` leaves fewer than three stimuli per object.
     """
-    objects = len(object_models())
+    objects = len(CATEGORIES) * objects_per_category
     if count < 3 * objects:
         raise InputError(f"data.stimulus_count: at least {3 * objects} (three per object), got {count}")
     generator = np.random.default_rng([seed, 0])
-    object_id = np.arange(count) % objects
+    category_id, member = np.divmod(np.arange(count) % objects, objects_per_category)
+    object_id = category_id * OBJECTS_PER_CATEGORY + member
     turn = np.arange(count) // objects
     variation = np.where(turn == 0, 0, np.array(variations)[(turn - 1) % len(variations)])
     pose = draw_poses(variation, generator)
@@ -47,7 +55,7 @@ def synthetic_stimuli(count: int, image_size: int, seed: int, variations: tuple[
     return Stimuli(
         image=pixels,
         id=np.array([f"synthetic-{index:05d}" for index in range(count)]),
-        category_id=object_id // OBJECTS_PER_CATEGORY,
+        category_id=category_id,
         object_id=object_id,
         pose=pose.astype(np.float32),
         variation=variation,
@@ -57,7 +65,9 @@ def synthetic_stimuli(count: int, image_size: int, seed: int, variations: tuple[
 
 def make_synthetic(config: DataConfig, path: Path) -> Path:
     """Writes the synthetic data set that `config` describes to `path` (HDF5) and returns the path."""
-    stimuli = synthetic_stimuli(config.stimulus_count, config.image_size, config.seed, config.variations)
+    stimuli = synthetic_stimuli(
+        config.stimulus_count, config.image_size, config.seed, config.variations, config.objects_per_category
+    )
     assert stimuli.category_id is not None
     assert stimuli.object_id is not None
     assert stimuli.pose is not None
