@@ -27,8 +27,9 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 
             return fit(model, loss, **{**options, "checkpoint_every": 1})
 
-        with monkeypatch.context() as patch, pytest.raises(_Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(f"{module}.fit", stopping)
-            yield
+            with pytest.raises(_Killed):
+                yield
 
     return killed
