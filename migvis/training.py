@@ -117,6 +117,14 @@ def learning_rate_factor(step: int, steps: int, schedule: Literal["constant", "c
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def averaging_decay(done: int, ema_decay: float) -> float:
+    """Decay of the averaged weights after `done` steps: done/(done + 9) at first, so that little of the random start remains.
+
+    A constant 0.998 would keep 3 % of it after 1800 steps, which showed as grain in every picture.
+    """
+    return min(ema_decay, done / (done + 9))
+
+
 class _State:
     """The live tensors of a fit by name: trainable weights, buffers, averaged weights, Adam's moments and step count."""
 
@@ -237,7 +245,7 @@ def fit(
     `step_loss(step)`, step from 0, returns (scalar loss, terms to log) on the model's device and depends on
     nothing but the step and the weights. An existing `checkpoint` is resumed; one is written every
     `checkpoint_every` steps and at the end, by rank 0. With `ema_decay` the model ends with the averaged
-    weights, average <- decay * average + (1 - decay) * weight after each step. With `shard.world` > 1 the
+    weights, average <- decay * average + (1 - decay) * weight after each step (averaging_decay). With `shard.world` > 1 the
     process group is the caller's, weights start as rank 0's, and `progress` is called on every worker.
     The model is left in evaluation mode.
 
@@ -273,7 +281,7 @@ def fit(
         state.optimizer.step(learning_rate * learning_rate_factor(step, steps, schedule))
         if state.averages and ema_decay is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(state.averages, state.weights, 1 - ema_decay)
+                torch._foreach_lerp_(state.averages, state.weights, 1 - averaging_decay(done, ema_decay))
 
         if log:
             values = {"loss": float(loss)} | _term_values(pending[-1][2], shard, device)

@@ -93,7 +93,8 @@ def test_equals_a_plain_adam_loop_with_averaged_weights() -> None:
             mean, square = first[index] / (1 - 0.9 ** (step + 1)), second[index] / (1 - 0.999 ** (step + 1))
             weights[index].data -= 1e-2 * mean / (square.sqrt() + 1e-8)
         losses.append(loss.item())
-        average = [0.9 * old + 0.1 * new.detach() for old, new in zip(average, plain.parameters(), strict=True)]
+        decay = min(0.9, (step + 1) / (step + 10))
+        average = [decay * old + (1 - decay) * new.detach() for old, new in zip(average, plain.parameters(), strict=True)]
     for weight, expected in zip(fitted.parameters(), average, strict=True):
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
     assert [at for at, _ in result.curves["loss"]] == [10, 20, 30]

@@ -41,8 +41,8 @@ from migvis.weights import (
 )
 from tune.stage_graph import StageContext
 
-SHOWN_PAIRS = 4
-"""Pairs for which a trial also edits the groups that are not scored."""
+SHOWN_PAIRS = 2
+"""Pairs for which a trial also edits the groups that are not scored, and returns the source unguided."""
 COMPARED_STEP = 0.9
 """Fraction of T at which the inversion error of all trials is compared."""
 
@@ -260,11 +260,12 @@ def editor(
 
 
 def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor, scale: float) -> tuple[Edits, Tensor]:
-    """Edits of a trial and their pairs [n]: groups 1 and 2 for all pairs, the others for SHOWN_PAIRS, then γ = 0 for all."""
+    """Edits of a trial and their pairs [n]: groups 1 and 2 for all pairs, the others for SHOWN_PAIRS, then those at γ = 0."""
     parts, pairs = [], []
     every = torch.arange(len(source))
     groups = latents.shape[1] // group_rank
-    plan = [(g, every if g <= 2 else every[:SHOWN_PAIRS], scale) for g in range(1, groups + 1)] + [(1, every, 0.0)]
+    shown = every[:SHOWN_PAIRS]
+    plan = [(g, every if g <= 2 else shown, scale) for g in range(1, groups + 1)] + [(1, shown, 0.0)]
     for group, rows, gamma in plan:
         parts.append(target_edits(rows, group, gamma, latents[target[rows]], group_rank, source[rows], target[rows]))
         pairs.append(rows)

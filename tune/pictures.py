@@ -10,6 +10,7 @@ from migvis.data import Dataset
 from migvis.figures import GridRow, edit_grid, selectivity_matrix
 from migvis.metrics.selectivity import ATTRIBUTES
 from migvis.weights import read_tensors
+from tune.builders import SHOWN_PAIRS
 
 GROUP_NAMES = {1: "group 1\n(pose)", 2: "group 2\n(category)"}
 
@@ -20,24 +21,24 @@ def group_label(group: int, labelled: bool) -> str:
 
 
 def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path, subject: str, title: str) -> Path:
-    """Source, target, the edits of each group and the unguided return, for all pairs of a trial."""
+    """Source, target, the edits of each group and the unguided return, for the pairs of a trial that have them."""
     edits = read_tensors(synthesis / "edits.safetensors")
     readings = read_tensors(evaluation / "readings.safetensors")
     source, target = edits["source"], edits["target"]
-    pairs = len(source)
     labelled = dataset.stimuli.category_id is not None
     rows = [
         GridRow("source", dataset.images(source.numpy()), names_of(dataset, source)),
         GridRow("target", dataset.images(target.numpy()), names_of(dataset, target)),
     ]
-    guided = slice(0, len(edits["group"]) - pairs)
+    shown = min(SHOWN_PAIRS, len(source))
+    guided = slice(0, len(edits["group"]) - shown)
     for group in edits["group"][guided].unique().tolist():
         chosen = (edits["group"][guided] == group).nonzero()[:, 0]
         captions = None
         if "category" in readings and group <= 2:
             captions = reading_captions(dataset, readings, chosen)
         rows.append(GridRow(group_label(group, labelled), edits["images"][chosen], captions))
-    rows.append(GridRow("no guidance", edits["images"][-pairs:]))
+    rows.append(GridRow("no guidance", edits["images"][-shown:]))
     return edit_grid(rows, folder / f"edits_{subject}.png", title)
 
 

@@ -14,6 +14,10 @@ from migvis.errors import InputError
 
 OBJECTIVES = ("group_mig", "selectivity", "realism")
 """What the search maximises, each on a fixed [0, 1]."""
+OWN_MOVES = ("move_pose_group1", "move_category_group2")
+"""How far edits of groups 1 and 2 carry their own attribute to the target's: 0 not at all, 1 all the way."""
+LEAST_MOVE = 0.05
+"""Mean own move from which edits count as edits; unguided ones have about 0.01, by the instrument's own errors."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ Rule = Callable[[Sequence[Candidate]], int]
 """A rule of one's own: candidates in, the selected trial's number out."""
 
 
+def own_move(metrics: Mapping[str, float]) -> float | None:
+    """Mean of OWN_MOVES; None where a data set has no labels to measure them."""
+    known = [float(metrics[name]) for name in OWN_MOVES if math.isfinite(metrics.get(name, math.nan))]
+    return sum(known) / len(known) if known else None
+
+
+def edits_something(candidate: Candidate) -> bool:
+    """Whether a trial's edits move what they should at all, as far as this was measured."""
+    move = own_move(candidate.metrics)
+    return move is None or move >= LEAST_MOVE
+
+
 def clipped(metrics: Mapping[str, float], objectives: Sequence[str]) -> tuple[float, ...] | None:
     """The objectives on their fixed [0, 1], or None if one is absent or not finite."""
     values = [metrics.get(name, math.nan) for name in objectives]
@@ -71,19 +87,24 @@ def hypervolume(points: np.ndarray) -> float:
 def ideal_corner(candidates: Sequence[Candidate], objectives: Sequence[str] = OBJECTIVES) -> Selected:
     """The feasible Pareto point nearest to the ideal corner (1, …, 1) of the clipped objectives.
 
-    Equal distances: the lower trial number. With no feasible point, the trial of the highest neural_r2, and
-    the warning says so. Raises InputError without any candidate.
+    A stimulus returned as it was is perfectly real, so trials whose edits move nothing (own_move below LEAST_MOVE) stand
+    back as long as another one's do. Equal distances: the lower trial number. With no feasible point, the trial of the
+    highest neural_r2. The warning says if no trial was feasible, or none moved anything. Raises InputError without any
+    candidate.
     """
     if not candidates:
         raise InputError("selection: the study has no finished trial")
     scored = [(candidate, values) for candidate in candidates if (values := clipped(candidate.metrics, objectives)) is not None]
     feasible = [(candidate, values) for candidate, values in scored if candidate.feasible]
     if feasible and objectives:
+        moving = [(candidate, values) for candidate, values in feasible if edits_something(candidate)]
+        warning = "" if moving else f"NO TRIAL'S EDITS MOVED THE ATTRIBUTE OF THEIR GROUP ({len(feasible)} feasible trials)."
+        feasible = moving or feasible
         points = np.asarray([values for _, values in feasible])
         distance = np.where(pareto_front(points), np.linalg.norm(1.0 - points, axis=1), np.inf)
         order = sorted(range(len(feasible)), key=lambda index: (distance[index], feasible[index][0].number))
         chosen = feasible[order[0]][0]
-        return Selected(chosen.number, dict(chosen.params), "ideal_corner")
+        return Selected(chosen.number, dict(chosen.params), "ideal_corner", warning)
     best = max(candidates, key=_by_r2)
     warning = (
         f"NO TRIAL MET THE neural_r2 CONSTRAINT ({len(candidates)} finished): selected trial {best.number}, the highest neural_r2"

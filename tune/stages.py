@@ -24,15 +24,15 @@ _CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.
 _EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.memory", "migvis.diffusion")
 
 EXPECTED_SECONDS = {
-    "denoiser": 380.0,
-    "pool": 10.0,
-    "instruments": 20.0,
-    "trajectory": 6.0,
-    "vae": 4.0,
+    "denoiser": 370.0,
+    "pool": 14.0,
+    "instruments": 18.0,
+    "trajectory": 12.0,
+    "vae": 5.0,
     "standard_vae": 2.0,
     "representation": 2.0,
-    "critic": 6.0,
-    "synthesis": 8.0,
+    "critic": 9.0,
+    "synthesis": 13.0,
     "evaluation": 4.0,
 }
 """Seconds of each kind on 2 CPU cores at the quick preset, until a store has observed its own."""

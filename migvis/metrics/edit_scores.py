@@ -122,12 +122,13 @@ def score_edits(dataset: Dataset, instrument: Instrument, edits: Mapping[str, Te
     """Metrics and readings of a batch of edits.
 
     edits: images [n, 1, H, W], group, pair, scale [n], and source, target [pairs] stimulus rows. Scored are the first
-    2 · pairs, which are edits of groups 1 and 2; the last `pairs` are unguided (γ = 0) and give inversion_mse.
+    2 · pairs, which are edits of groups 1 and 2; those with γ = 0 give inversion_mse.
     """
     source, target = edits["source"], edits["target"]
     pairs = len(source)
-    unguided = edits["images"][-pairs:]
-    metrics = {"inversion_mse": float((unguided - dataset.images(source.numpy())).square().mean())}
+    unguided = edits["scale"] == 0
+    returned, started = edits["images"][unguided], dataset.images(source[edits["pair"][unguided]].numpy())
+    metrics = {"inversion_mse": float((returned - started).square().mean())}
     if instrument.kind == "none":
         return metrics, {"pair": edits["pair"][: 2 * pairs]}
     images, group, pair = (edits[name][: 2 * pairs] for name in ("images", "group", "pair"))

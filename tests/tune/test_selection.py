@@ -31,6 +31,23 @@ def test_nearest_feasible_pareto_point() -> None:
     assert chosen.warning == ""
 
 
+def moved(number, pose, category, **objectives) -> Candidate:
+    metrics = {"move_pose_group1": pose, "move_category_group2": category, "neural_r2": 0.9, **objectives}
+    return Candidate(number, {}, metrics, -0.01)
+
+
+def test_edits_that_do_nothing_are_not_selected_for_their_realism() -> None:
+    idle = moved(0, 0.01, 0.0, group_mig=0.5, selectivity=-0.02, realism=0.97)
+    editing = moved(1, 0.1, 0.2, group_mig=0.5, selectivity=-0.1, realism=0.5)
+    chosen = select([idle, editing])
+    assert chosen.trial == 1
+    assert chosen.warning == ""
+    nothing = select([idle, moved(2, 0.0, 0.02, group_mig=0.4, selectivity=0.0, realism=0.9)])
+    assert nothing.trial == 0
+    assert "NO TRIAL'S EDITS MOVED" in nothing.warning
+    assert select([candidate(3, 0.5, 0.0, 0.9), editing]).trial == 3, "what was not measured counts for nobody"
+
+
 def test_objectives_are_clipped_to_the_unit_box() -> None:
     # Unclipped, the outlier 3.0 would move trial 0 away from the corner and -5 would throw trial 1 out.
     assert select([candidate(0, 3.0, 0.5, 0.9), candidate(1, 0.8, 0.4, 0.9)]).trial == 0
