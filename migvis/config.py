@@ -118,7 +118,7 @@ class SynthesisConfig(Section):
     form: Literal["score", "algorithm1"] = Field("score", description="with the factor sqrt(1 - alpha_t), or as printed")
     jacobian: Literal["identity", "bounded", "memory", "unet"] = Field("identity", description="how the gradient passes x0-hat")
     dequantisation: float = Field(
-        0.5, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
+        0.35, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
     )
     bank_size: int = Field(256, ge=1, description="K, training latents in the denominator of the guidance")
     trial_pairs: Count = Field(16, description="validation pairs per group that score a trial")
@@ -151,7 +151,7 @@ PRESETS: dict[str, Configuration] = {
         critic=CriticConfig(
             infonce_batch=64,
             encoder="cnn",
-            images_seen=28_000,
+            images_seen=25_000,
             minimum_steps=200,
             learning_rate=3e-3,
             embedding_dropout=0.3,
@@ -160,7 +160,7 @@ PRESETS: dict[str, Configuration] = {
             base_width=32,
             width_multipliers=(1, 2, 4),
             stem_patch=2,
-            training_steps=1700,
+            training_steps=1500,
             batch_size=32,
             learning_rate=1.5e-3,
             ema_decay=0.998,

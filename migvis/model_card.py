@@ -79,7 +79,16 @@ forms or critics, and a strong γ makes pictures that please the critic and no p
 - Edits show what the critic has learned about a latent group. Where it has learned little, they show the denoiser's habits.
 - The models know the images that they were fitted to: objects on a plain ground, and no others.
 - Latents of another subject, or of responses normalised in another way, mean nothing to these models.
-"""
+{_remembered(configuration)}"""
+
+
+def _remembered(configuration: Configuration) -> str:
+    if not configuration.denoiser.memory_copies:
+        return ""
+    return (
+        "- The denoiser remembers its training pictures, and denoiser.safetensors holds them (`memory.pictures`): share the\n"
+        "  bundle only with those who may have them. Edits are made of what it remembers.\n"
+    )
 
 
 def _grids(pictures: Sequence[str]) -> str:
