@@ -118,7 +118,7 @@ class SynthesisConfig(Section):
     form: Literal["score", "algorithm1"] = Field("score", description="with the factor sqrt(1 - alpha_t), or as printed")
     jacobian: Literal["identity", "bounded", "memory", "unet"] = Field("identity", description="how the gradient passes x0-hat")
     dequantisation: float = Field(
-        0.35, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
+        0.25, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
     )
     bank_size: int = Field(256, ge=1, description="K, training latents in the denominator of the guidance")
     trial_pairs: Count = Field(16, description="validation pairs per group that score a trial")
@@ -168,6 +168,6 @@ PRESETS: dict[str, Configuration] = {
             attention_pixels=16,
             memory_copies=8,
         ),
-        synthesis=SynthesisConfig(guidance_scale=10.0, jacobian="memory", sweep_scales=(3.0, 10.0, 30.0)),
+        synthesis=SynthesisConfig(edit_step=0.75, guidance_scale=20.0, jacobian="memory", sweep_scales=(5.0, 20.0, 80.0)),
     ),
 }

@@ -126,7 +126,7 @@ def dequantise(images: Tensor, alphas: Tensor, amount: float, seed: int = 0) -> 
     Inversion multiplies what is uncertain in an image, and an exactly even background has nothing uncertain: its state
     at t′ would hold no noise there, unlike any state that the denoiser was fitted to, and no edit could grow into it.
     The first step of the inversion adds as much again, and later ones, each taken at the state before it, lose some: with
-    T = 150, amount = 0.65 arrives at t′ with noise of σ_t′, and 0.35 with half of it, but with less error after the return.
+    T = 150, amount = 0.65 arrives at t′ with noise of σ_t′, and 0.25 with two fifths of it, but with less error after the return.
     """
     rows = torch.arange(len(images), device=images.device)
     noise = randomness.normal(seed, "dequantisation", 0, rows, tuple(images.shape[1:]))

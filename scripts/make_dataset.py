@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.h5", help="file to write")
     parser.add_argument("--size", type=int, default=defaults.image_size, help="pixels per side, 32 to 128 (default %(default)s)")
     parser.add_argument("--stimuli", type=int, default=defaults.stimulus_count, help="number of stimuli (default %(default)s)")
+    parser.add_argument(
+        "--objects", type=int, default=defaults.objects_per_category, help="objects per category, 1 to 8 (default %(default)s)"
+    )
     parser.add_argument("--repetitions", type=int, default=defaults.repetitions, help="trials averaged (default %(default)s)")
     parser.add_argument(
         "--signal-to-noise",
@@ -34,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         config = DataConfig(
             image_size=arguments.size,
             stimulus_count=arguments.stimuli,
+            objects_per_category=arguments.objects,
             repetitions=arguments.repetitions,
             signal_to_noise=arguments.signal_to_noise,
             split=defaults.split,

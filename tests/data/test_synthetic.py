@@ -131,3 +131,12 @@ def test_the_population_has_the_planted_signal_to_noise() -> None:
     mixed = np.abs(np.linalg.lstsq(features, clean - clean.mean(0), rcond=None)[0])
     assert (mixed[:3].max(0) > 0.02).mean() > 0.9  # pose
     assert (mixed[6:11].max(0) > 0.02).mean() > 0.9  # category
+
+
+def test_fewer_objects_are_the_first_of_every_category() -> None:
+    stimuli = synthetic_stimuli(96, 32, seed=0, objects_per_category=2)
+    assert stimuli.object_id is not None
+    assert stimuli.category_id is not None
+    assert sorted(set(stimuli.object_id.tolist())) == [8 * category + member for category in range(8) for member in range(2)]
+    assert (stimuli.category_id == stimuli.object_id // OBJECTS_PER_CATEGORY).all()
+    assert np.bincount(stimuli.category_id).tolist() == [12] * 8
