@@ -20,7 +20,7 @@ def array_argument(name: str, values: Any, shape: Sequence[int | None]) -> Tenso
     Raises InputError for what is no array of real numbers, has another shape, or holds NaN or infinity.
     """
     try:
-        tensor = (values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))).cpu()
+        tensor = (values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values))).cpu()
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name}: expected an array of numbers, got {type(values).__name__}") from None
     if tensor.dtype == torch.bool or tensor.is_complex():
