@@ -120,8 +120,8 @@ def ddim_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int)
     return state
 
 
-def dequantise(images: Tensor, alphas: Tensor, amount: float, seed: int = 0) -> Tensor:
-    """Images [n, 1, H, W] plus Gaussian noise of standard deviation amount·σ_1, fixed by (seed, row).
+def dequantise(images: Tensor, alphas: Tensor, amount: float) -> Tensor:
+    """Images [n, 1, H, W] plus Gaussian noise of standard deviation amount·σ_1, fixed by the row, so that edits compare.
 
     Inversion multiplies what is uncertain in an image, and an exactly even background has nothing uncertain: its state
     at t′ would hold no noise there, unlike any state that the denoiser was fitted to, and no edit could grow into it.
@@ -129,7 +129,7 @@ def dequantise(images: Tensor, alphas: Tensor, amount: float, seed: int = 0) -> 
     T = 150, amount = 0.65 arrives at t′ with noise of σ_t′, and 0.25 with two fifths of it, but with less error after the return.
     """
     rows = torch.arange(len(images), device=images.device)
-    noise = randomness.normal(seed, "dequantisation", 0, rows, tuple(images.shape[1:]))
+    noise = randomness.normal(0, "dequantisation", 0, rows, tuple(images.shape[1:]))
     return images + amount * noise_levels(alphas)[1] * noise
 
 
@@ -172,7 +172,7 @@ def fit_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive_seed(seed, "denoiser"))
         unet = UNet(config, images.shape[-1], alphas)
-    unet = unet.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    unet = unet.to(device).train()
     images = images.to(device)
     unet.normalise_to(images)
     shape = tuple(images.shape[1:])

@@ -120,7 +120,7 @@ def learning_rate_factor(step: int, steps: int, schedule: Literal["constant", "c
 def averaging_decay(done: int, ema_decay: float) -> float:
     """Decay of the averaged weights after `done` steps: done/(done + 9) at first, so that little of the random start remains.
 
-    A constant 0.998 would keep 3 % of it after 1800 steps, which showed as grain in every picture.
+    A constant 0.998 would keep 3 % of it after 1800 steps.
     """
     return min(ema_decay, done / (done + 9))
 

@@ -85,7 +85,6 @@ def load_denoiser(folder: Path) -> UNet:
         unet.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
         raise _misfit(folder / "denoiser.safetensors", error) from error
-    unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return unet.eval().requires_grad_(False)
 
 

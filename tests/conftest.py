@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
-from migvis.training import fit
+from migvis.training import FitResult, StepLoss, Term, fit
 
 
 class _Killed(Exception):
@@ -19,8 +21,8 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 
     @contextmanager
     def killed(steps: int, module: str) -> Iterator[None]:
-        def stopping(model, step_loss, **options):  # type: ignore[no-untyped-def]
-            def loss(step: int) -> object:
+        def stopping(model: nn.Module, step_loss: StepLoss, **options: Any) -> FitResult:
+            def loss(step: int) -> tuple[Tensor, Mapping[str, Term]]:
                 if step == steps:
                     raise _Killed
                 return step_loss(step)

@@ -52,9 +52,9 @@ def test_noise_schedule_is_the_sigmoid_one() -> None:
 
 
 @pytest.mark.parametrize(("steps", "kind"), [(1, "sigmoid"), (0, "sigmoid"), (150, "linear")])
-def test_noise_schedule_refuses(steps: int, kind: str) -> None:
+def test_noise_schedule_refuses(steps: int, kind: Any) -> None:
     with pytest.raises(InputError):
-        noise_schedule(steps, kind)  # type: ignore[arg-type]
+        noise_schedule(steps, kind)
 
 
 def gaussian_noise(alphas: Tensor, variance: float) -> Denoise:
@@ -269,6 +269,24 @@ def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path,
     assert after.start_step == 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_fit_leaves_each_picture_out_of_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = normal(20, 1, 16, 16).clamp(-1, 1).mul(127.5).add(127.5).round().div(127.5).sub(1)
+    asked = []
+
+    def loss(unet: UNet, batch: Tensor, noise: Tensor, t: Tensor, own: Tensor) -> Tensor:
+        asked.append((batch, own))
+        return denoising_loss(unet, batch, noise, t, own)
+
+    monkeypatch.setattr("migvis.diffusion.denoising_loss", loss)
+    unet, _ = fit_denoiser(images, TINY.model_copy(update={"memory_copies": 2, "training_steps": 4}), seed=1)
+    assert unet.memory is not None
+    known = unet.memory.pictures[:, None].float() / 127.5 - 1
+    assert len(asked) == 4
+    for batch, own in asked:
+        for image, row in zip(batch, own, strict=True):
+            assert any(torch.allclose(image, same, atol=1e-5) for same in (known[row], known[row].flip(-1)))
 
 
 def test_a_fit_to_broken_images_stops_with_its_step() -> None:

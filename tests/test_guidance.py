@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -114,10 +115,10 @@ def finite_difference(value: Objective, point: Tensor, direction: Tensor, epsilo
     return (value(point + epsilon * direction) - value(point - epsilon * direction)) / (2 * epsilon)
 
 
-def guidance_term(denoise: Denoise, objective: Objective, scale: Tensor | None = None, **options: object) -> Tensor:
+def guidance_term(denoise: Denoise, objective: Objective, scale: Tensor | None = None, **options: Any) -> Tensor:
     """(ε − ε̂)/(γ·√(1 − α_t)): the gradient ∇_{y_t} that guidance used."""
     scale = torch.full((4,), 2.0, dtype=torch.float64) if scale is None else scale
-    guided = guide(denoise, objective, scale, ALPHAS, **options)(NOISY, TIMES)  # type: ignore[arg-type]
+    guided = guide(denoise, objective, scale, ALPHAS, **options)(NOISY, TIMES)
     strength = (1 - ALPHAS[TIMES]).sqrt() * scale
     return (denoise(NOISY, TIMES) - guided) / strength[:, None, None, None]
 
@@ -181,8 +182,9 @@ def test_a_guided_step_raises_the_objective(critic: Critic, unet: UNet) -> None:
     objective, alpha = objective_of(critic), ALPHAS[TIMES][:, None, None, None]
     before = objective(predict_clean(NOISY, unet(NOISY, TIMES), alpha))
     scale = torch.full((4,), 1e-3, dtype=torch.float64)
-    for options in ({}, {"form": "algorithm1"}, {"jacobian": "bounded", "pixel_variance": 0.2}, {"jacobian": "unet"}):
-        guided = guide(unet, objective, scale, ALPHAS, **options)(NOISY, TIMES)  # type: ignore[arg-type]
+    bounded: dict[str, Any] = {"jacobian": "bounded", "pixel_variance": 0.2}
+    for options in ({}, {"form": "algorithm1"}, bounded, {"jacobian": "unet"}):
+        guided = guide(unet, objective, scale, ALPHAS, **options)(NOISY, TIMES)
         after = objective(predict_clean(NOISY, guided, alpha))
         # Only the full Jacobian may point elsewhere in x̂₀; it still ascends along y_t, as the finite difference shows.
         if options.get("jacobian") != "unet":
@@ -200,11 +202,11 @@ def test_a_scale_of_zero_leaves_the_noise_as_it_is(critic: Critic, unet: UNet) -
 @pytest.mark.parametrize("jacobian", ["identity", "bounded", "unet"])
 def test_an_edit_does_not_depend_on_its_neighbours(critic: Critic, unet: UNet, jacobian: str) -> None:
     scale = torch.tensor([0.5, 50.0, 5.0, 0.0], dtype=torch.float64)
-    clipped, options = clip_clean(unet, ALPHAS), {"jacobian": jacobian, "pixel_variance": 0.2}
-    together = ddim_sample(guide(clipped, objective_of(critic), scale, ALPHAS, **options), NOISY, ALPHAS, 9)  # type: ignore[arg-type]
+    clipped, options = clip_clean(unet, ALPHAS), dict[str, Any](jacobian=jacobian, pixel_variance=0.2)
+    together = ddim_sample(guide(clipped, objective_of(critic), scale, ALPHAS, **options), NOISY, ALPHAS, 9)
     for edit in range(4):
         row = slice(edit, edit + 1)
-        alone = guide(clipped, objective_of(critic, row), scale[row], ALPHAS, **options)  # type: ignore[arg-type]
+        alone = guide(clipped, objective_of(critic, row), scale[row], ALPHAS, **options)
         assert torch.allclose(ddim_sample(alone, NOISY[row], ALPHAS, 9), together[row], rtol=1e-6, atol=1e-6)
 
 

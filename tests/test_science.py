@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from migvis.config import PRESETS
+from migvis.config import PRESETS, VAEConfig
 from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.metrics.representation import representation_metrics
@@ -39,8 +39,8 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Fits:
         torch.tensor(stimuli.category_id[rows]),
     )
 
-    def fit(config: object, seed: int) -> NeuralVAE:
-        return fit_vae(*arguments, config, category_count=8, seed=seed)[0]  # type: ignore[arg-type]
+    def fit(config: VAEConfig, seed: int) -> NeuralVAE:
+        return fit_vae(*arguments, config, category_count=8, seed=seed)[0]
 
     full, plain = [fit(CONFIG, seed) for seed in SEEDS], [fit(standard(CONFIG), seed) for seed in SEEDS]
     metrics = [representation_metrics(dataset, "M1", "test", *pair, seed=0) for pair in zip(full, plain, strict=True)]

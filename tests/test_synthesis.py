@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def made_editor(**synthesis: object) -> Editor:
+def made_editor(**synthesis: Any) -> Editor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = DenoiserConfig(base_width=8, width_multipliers=(1, 2), stem_patch=2, diffusion_steps=10)
@@ -34,7 +35,7 @@ def made_editor(**synthesis: object) -> Editor:
         for weight in critic.parameters():
             weight *= 2  # so that guidance shows
     bank = make_bank(normal(30, 6, seed=2), torch.arange(30), 16, seed=3)
-    return Editor(unet.eval().requires_grad_(False), unet.alphas, critic, bank, SynthesisConfig(**synthesis), 0.2)  # type: ignore[arg-type]
+    return Editor(unet.eval().requires_grad_(False), unet.alphas, critic, bank, SynthesisConfig(**synthesis), 0.2)
 
 
 @pytest.fixture(scope="module")

@@ -227,14 +227,9 @@ def means(values: Mapping[tuple[str, int], Mapping[str, float]]) -> tuple[dict[s
 
 def stage_folders(runner: Runner, stages: Stages, subject: str, seed: int) -> tuple[Path, Path, Path]:
     """Folders of a subject's VAE, critic and edits (with the bank)."""
-    return tuple(
-        runner.store.path(stage.kind, stage.key)
-        for stage in (  # type: ignore[return-value]
-            stages.vae(subject, seed),
-            stages.critic(subject, seed),
-            stages.synthesis(subject, seed),
-        )
-    )
+    vae, critic, synthesis = stages.vae(subject, seed), stages.critic(subject, seed), stages.synthesis(subject, seed)
+    path = runner.store.path
+    return path(vae.kind, vae.key), path(critic.kind, critic.key), path(synthesis.kind, synthesis.key)
 
 
 def write_study_models(out: Path, configuration: Configuration, folders: Mapping[str, tuple[Path, Path, Path]]) -> None:

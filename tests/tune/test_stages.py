@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from tune.stage_graph import topological
 from tune.stages import EXPECTED_SECONDS, Stages
 
 
-def keys(configuration: Configuration, **options: object) -> dict[str, str]:
-    stages = Stages(Path("set.h5"), "digest", configuration, **{"seed": 0, **options})  # type: ignore[arg-type]
+def keys(configuration: Configuration, **options: Any) -> dict[str, str]:
+    stages = Stages(Path("set.h5"), "digest", configuration, **{"seed": 0, **options})
     return {
         f"{stage.kind} {stage.label}".strip(): stage.key
         for stage in topological([*stages.study_stages(), *stages.trial_stages(range(1))])
