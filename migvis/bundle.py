@@ -222,8 +222,8 @@ class Bundle:
             edits = shift_edits(torch.arange(n), group, scale, own, delta, spread, own_rows, dimensions)
         parts = []
         for rows in torch.arange(n).split(CHUNK):
-            states = editor.invert(pictures[rows], edit_step=step)
-            parts.append(editor.edit(states, replace(edits.rows(rows), source=torch.arange(len(rows))), edit_step=step))
+            part = replace(edits.rows(rows), source=torch.arange(len(rows)))
+            parts.append(editor.edit(pictures[rows], editor.invert(pictures[rows], edit_step=step), part, edit_step=step))
         return torch.cat(parts)
 
     def _subject(self, subject: str | None) -> str:

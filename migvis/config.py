@@ -106,6 +106,9 @@ class DenoiserConfig(Section):
     memory_copies: int = Field(
         0, ge=0, le=64, description="copies in which it remembers each training picture, all but one warped; 0: no memory"
     )
+    memory_recall: float = Field(
+        0.6, ge=0, le=1, description="share of training draws whose own picture stays in the memory; the rest stand for new ones"
+    )
     memory_rank: Count = Field(128, description="principal components in which pictures are remembered")
     memory_bandwidth: Positive = Field(0.5, description="h, width of the gaps between remembered pictures")
 
@@ -115,8 +118,15 @@ class SynthesisConfig(Section):
 
     edit_step: float = Field(0.9, gt=0, le=MAX_EDIT_STEP, description="t' as a fraction of T")
     guidance_scale: NonNegative = Field(5.0, description="gamma")
+    guidance: Literal["gradient", "memory"] = Field(
+        "gradient",
+        description="the objective's gradient at x0-hat (A Eq. 6), or its values at the pictures the denoiser remembers",
+    )
     form: Literal["score", "algorithm1"] = Field("score", description="with the factor sqrt(1 - alpha_t), or as printed")
-    jacobian: Literal["identity", "bounded", "memory", "unet"] = Field("identity", description="how the gradient passes x0-hat")
+    jacobian: Literal["identity", "bounded", "unet"] = Field("identity", description="how the gradient passes x0-hat")
+    inversion_corrections: int = Field(
+        3, ge=0, le=20, description="fixed-point iterations of each inversion step; 0 in the paper"
+    )
     dequantisation: float = Field(
         0.25, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
     )
@@ -137,9 +147,9 @@ class Configuration(Section):
     synthesis: SynthesisConfig = SynthesisConfig()
 
     @model_validator(mode="after")
-    def _jacobian_needs_a_memory(self) -> Configuration:
-        if self.synthesis.jacobian == "memory" and not self.denoiser.memory_copies:
-            raise ValueError("synthesis.jacobian=memory needs denoiser.memory_copies of at least 1, got 0")
+    def _guidance_needs_a_memory(self) -> Configuration:
+        if self.synthesis.guidance == "memory" and not self.denoiser.memory_copies:
+            raise ValueError("synthesis.guidance=memory needs denoiser.memory_copies of at least 1, got 0")
         return self
 
 
@@ -168,6 +178,6 @@ PRESETS: dict[str, Configuration] = {
             attention_pixels=16,
             memory_copies=8,
         ),
-        synthesis=SynthesisConfig(edit_step=0.75, guidance_scale=20.0, jacobian="memory", sweep_scales=(5.0, 20.0, 80.0)),
+        synthesis=SynthesisConfig(edit_step=0.75, guidance_scale=20.0, guidance="memory", sweep_scales=(5.0, 20.0, 80.0)),
     ),
 }

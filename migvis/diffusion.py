@@ -86,19 +86,23 @@ def _check_edit_step(edit_step: int, alphas: Tensor) -> None:
         raise InputError(f"edit_step: an integer in 1…{limit} (0.95 T), got {edit_step}")
 
 
-def ddim_invert(denoise: Denoise, images: Tensor, alphas: Tensor, edit_step: int, trajectory: bool = False) -> Tensor:
+def ddim_invert(
+    denoise: Denoise, images: Tensor, alphas: Tensor, edit_step: int, trajectory: bool = False, corrections: int = 0
+) -> Tensor:
     """The state at t′ = edit_step of images [n, 1, H, W] by deterministic DDIM inversion (Algorithm 1, lines 2–3).
 
-    ȳ_t = ȳ_{t−1} + (σ_t − σ_{t−1})·ε_θ(y_{t−1}, t). With `trajectory`, all states [t′ + 1, n, 1, H, W], the images first.
-    Raises InputError for an edit step outside 1…⌊0.95 T⌋.
+    ȳ_t = ȳ_{t−1} + (σ_t − σ_{t−1})·ε_θ(y_{t−1}, t). The return evaluates ε_θ at y_t instead; each of `corrections`
+    repeats the step with ε_θ(y_t, t) at the y_t found so far, a fixed-point iteration towards the state from which DDIM
+    returns exactly (Pan et al. 2023). Not at t = 1, where σ_0 = 0 and it would not contract. With `trajectory`, all
+    states [t′ + 1, n, 1, H, W], the images first. Raises InputError for an edit step outside 1…⌊0.95 T⌋.
     """
     _check_edit_step(edit_step, alphas)
     sigma = noise_levels(alphas)
     state, states = images, [images]
     for t in range(1, edit_step + 1):
-        noise = denoise(state, torch.full((len(images),), t, device=images.device))
-        scaled = state / alphas[t - 1].sqrt() + (sigma[t] - sigma[t - 1]) * noise
-        state = alphas[t].sqrt() * scaled
+        times, start = torch.full((len(images),), t, device=images.device), state / alphas[t - 1].sqrt()
+        for _ in range(1 + (corrections if t > 1 else 0)):
+            state = alphas[t].sqrt() * (start + (sigma[t] - sigma[t - 1]) * denoise(state, times))
         if trajectory:
             states.append(state)
     return torch.stack(states) if trajectory else state
@@ -185,7 +189,8 @@ def fit_denoiser(
             batch = torch.where(flip[:, :, None, None], batch.flip(-1), batch)
         t = training_times(randomness.uniform(seed, "denoiser-time", step, rows)[:, 0], config)
         noise = randomness.normal(seed, "denoiser-noise", step, rows, shape)
-        return denoising_loss(unet, batch, noise, t, rows), {}
+        recalled = randomness.uniform(seed, "denoiser-recall", step, rows)[:, 0] < config.memory_recall
+        return denoising_loss(unet, batch, noise, t, torch.where(recalled, -1, rows)), {}
 
     result = fit(
         unet,

@@ -16,13 +16,15 @@ from torch import Tensor
 from migvis.critic import Critic
 from migvis.diffusion import Denoise, predict_clean
 from migvis.errors import InputError
-from migvis.memory import StimulusMemory
 
 Objective = Callable[[Tensor], Tensor]
 """x̂₀ [n, 1, H, W] -> one value per edit [n], in nats, larger where the edit expresses its target better."""
 
+_CHUNK = 2048
+"""Images that are embedded at once."""
+
 Form = Literal["score", "algorithm1"]
-Jacobian = Literal["identity", "bounded", "memory", "unet"]
+Jacobian = Literal["identity", "bounded", "unet"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,25 @@ def mutual_information(critic: Critic, group: Tensor, target: Tensor, bank: Late
     return objective
 
 
+@torch.no_grad()
+def information_at(critic: Critic, group: Tensor, target: Tensor, bank: LatentBank, allowed: Tensor, images: Tensor) -> Tensor:
+    """The objective of `mutual_information` for every edit at every one of P images [P, 1, H, W]: [n, P]."""
+    rank = critic.group_rank
+    embeddings = torch.cat([critic.embed(part) for part in images.split(_CHUNK)])
+    values = torch.empty(len(group), len(images), device=images.device)
+    for g in group.unique().tolist():
+        keys = critic.image_keys(embeddings, g)
+        negatives = critic.scores(keys, critic.latent_keys(bank.latents[:, (g - 1) * rank : g * rank], g))
+        of_all = negatives.logsumexp(1)
+        rows = (group == g).nonzero()[:, 0]
+        positives = critic.scores(keys, critic.latent_keys(target[rows], g)).T
+        for row, positive in zip(rows.tolist(), positives, strict=True):
+            whole = bool(allowed[row].all())
+            others = of_all if whole else negatives.masked_fill(~allowed[row], float("-inf")).logsumexp(1)
+            values[row] = positive - torch.logaddexp(positive, others)
+    return values
+
+
 def guide(
     denoise: Denoise,
     objective: Objective,
@@ -77,24 +98,18 @@ def guide(
     form: Form = "score",
     jacobian: Jacobian = "identity",
     pixel_variance: float | None = None,
-    memory: StimulusMemory | None = None,
 ) -> Denoise:
     """ε̂(y_t, t) = ε_θ − γ·√(1 − α_t)·∇_{y_t} objective(x̂₀), with γ = scale [n] per edit.
 
     `form="algorithm1"` leaves out √(1 − α_t), as Algorithm 1 is printed. The gradient passes
     x̂₀ = (y_t − √(1 − α_t)·ε)/√α_t with ε constant (`jacobian="identity"`: ∂x̂₀/∂y_t = 1/√α_t), with the shrinkage of
-    Gaussian images of variance v (`"bounded"`: v/(√α_t·(σ_t² + v))), with the covariance of the remembered pictures that y_t
-    may still become (`"memory"`: Cov_w[x]/(√α_t·(σ_t² + h²)), StimulusMemory.spread), or through the U-Net (`"unet"`).
-    The first two push pixels; a memory lets a gradient act only along differences between objects, and only until one
-    is settled on. A clipped x̂₀ is passed straight through by all but "unet". Raises InputError when "bounded" lacks a
-    positive pixel variance or "memory" its memory.
+    Gaussian images of variance v (`"bounded"`: v/(√α_t·(σ_t² + v))), or through the U-Net (`"unet"`). A clipped x̂₀ is
+    passed straight through by all but "unet". Raises InputError when "bounded" lacks a positive pixel variance.
     """
     if jacobian == "bounded" and not (pixel_variance and pixel_variance > 0):
         raise InputError(
             f"pixel_variance: jacobian=bounded needs a positive variance of the training images, got {pixel_variance}"
         )
-    if jacobian == "memory" and memory is None:
-        raise InputError("synthesis.jacobian=memory needs a denoiser with a memory (denoiser.memory_copies)")
 
     def guided(noisy: Tensor, t: Tensor) -> Tensor:
         alpha = alphas[t][:, None, None, None]
@@ -111,10 +126,6 @@ def guide(
             (gradient,) = torch.autograd.grad(objective(clean).sum(), variable)
         if jacobian == "identity":
             gradient = gradient / alpha.sqrt()
-        elif jacobian == "memory":
-            assert memory is not None
-            sigma = (1 / alpha - 1).sqrt().flatten()
-            gradient = memory.spread(noisy / alpha.sqrt(), sigma, gradient) / alpha.sqrt()
         elif jacobian == "bounded":
             assert pixel_variance is not None
             gradient = gradient * pixel_variance / (alpha.sqrt() * (1 / alpha - 1 + pixel_variance))

@@ -47,7 +47,7 @@ class StimulusMemory(nn.Module):
     def remember(self, images: Tensor) -> None:
         """Takes the pictures [P, 1, H, W] in [−1, 1], rounded to 256 levels, in place of any it had."""
         self.pictures = ((images[:, 0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        exact = self.pictures[:, None].float() / 127.5 - 1
+        exact = self.images
         both = torch.cat([exact, exact.flip(-1)])
         sample = torch.cat([both, _warped(both, 1)] if self.copies > 1 else [both]).flatten(1)
         self.mean = sample.mean(dim=0)
@@ -61,14 +61,28 @@ class StimulusMemory(nn.Module):
         self.codes = codes.unflatten(0, (2, len(images))).transpose(0, 1).flatten(0, 2).contiguous()
         self.half_norms = self.codes.square().sum(1) / 2
 
+    @property
+    def images(self) -> Tensor:
+        """The remembered pictures as they are, [P, 1, H, W] in [−1, 1]."""
+        return self.pictures[:, None].float() / 127.5 - 1
+
+    @property
+    def plain_codes(self) -> Tensor:
+        """Their codes [P, rank], without those of mirror images and warped copies."""
+        return self.codes[:: 2 * self.copies]
+
+    def code(self, images: Tensor) -> Tensor:
+        """Π of images [n, 1, H, W]: their principal components, [n, rank]."""
+        return (images.flatten(1) - self.mean) @ self.basis
+
     def weights(self, scaled: Tensor, sigma: Tensor, own: Tensor | None = None) -> Tensor:
-        """w [n, M] for ȳ [n, 1, H, W] and σ [n]; all copies of picture own [n] in 0…P − 1 are left out."""
-        logits = (scaled.flatten(1) - self.mean) @ self.basis @ self.codes.T - self.half_norms
+        """w [n, M] for ȳ [n, 1, H, W] and σ [n]; all copies of picture own [n] in 0…P − 1 are left out (−1: none is)."""
+        logits = self.code(scaled) @ self.codes.T - self.half_norms
         logits = logits / (sigma.square() + self.bandwidth**2)[:, None]
         if own is not None:
-            rows = torch.arange(len(own), device=own.device)
+            rows = (own >= 0).nonzero()[:, 0]
             grouped = logits.unflatten(1, (len(self.pictures), 2 * self.copies))
-            grouped[rows, own] = -torch.inf
+            grouped[rows, own[rows]] = -torch.inf
             logits = grouped.flatten(1)
         return logits.softmax(dim=1)
 
@@ -77,17 +91,6 @@ class StimulusMemory(nn.Module):
         with torch.autocast(scaled.device.type, enabled=False):
             codes = self.weights(scaled.float(), sigma, own) @ self.codes
             return (codes @ self.basis.T + self.mean).view_as(scaled)
-
-    def spread(self, scaled: Tensor, sigma: Tensor, direction: Tensor) -> Tensor:
-        """∂m/∂ȳ applied to `direction`, [n, 1, H, W]: Cov_w[x]·direction/(σ² + h²).
-
-        Once the state is near one remembered picture only, the covariance is 0: nothing is left to decide.
-        """
-        weights = self.weights(scaled, sigma)
-        projections = (direction.flatten(1) @ self.basis) @ self.codes.T
-        weighted = weights * projections
-        product = weighted @ self.codes - weighted.sum(1, keepdim=True) * (weights @ self.codes)
-        return (product / (sigma.square() + self.bandwidth**2)[:, None] @ self.basis.T).view_as(direction)
 
 
 def _warped(images: Tensor, copy: int) -> Tensor:

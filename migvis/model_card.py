@@ -70,7 +70,7 @@ more than the instrument's own accuracy on held-out stimuli, which stands among 
 
 Images are inverted to step t′ of the diffusion (`edit_step`, here {synthesis.edit_step:g} of T =
 {configuration.denoiser.diffusion_steps}) and sampled back under guidance of strength γ (`guidance_scale`, here
-{synthesis.guidance_scale:g}, form `{synthesis.form}`, jacobian `{synthesis.jacobian}`). A larger t′ lets more of the image
+{synthesis.guidance_scale:g}, {_guidance(configuration)}). A larger t′ lets more of the image
 change; a small one keeps it as it is whatever γ. γ has no unit: it compares within this bundle only, not across image sizes,
 forms or critics, and a strong γ makes pictures that please the critic and no person. Look at the pictures{_grids(pictures)}.
 
@@ -80,6 +80,13 @@ forms or critics, and a strong γ makes pictures that please the critic and no p
 - The models know the images that they were fitted to: objects on a plain ground, and no others.
 - Latents of another subject, or of responses normalised in another way, mean nothing to these models.
 {_remembered(configuration)}"""
+
+
+def _guidance(configuration: Configuration) -> str:
+    synthesis = configuration.synthesis
+    if synthesis.guidance == "memory":
+        return "by the critic's values at the remembered pictures"
+    return f"by the critic's gradient, form `{synthesis.form}`, jacobian `{synthesis.jacobian}`"
 
 
 def _remembered(configuration: Configuration) -> str:

@@ -16,9 +16,10 @@ from migvis.config import SynthesisConfig
 from migvis.critic import Critic
 from migvis.diffusion import Denoise, clip_clean, ddim_invert, ddim_sample, dequantise, edit_step_index
 from migvis.errors import InputError
-from migvis.guidance import LatentBank, guide, mutual_information
+from migvis.guidance import LatentBank, guide, information_at, mutual_information
 from migvis.memory import StimulusMemory
 from migvis.randomness import permutation
+from migvis.tilt import Tilt, tilted_sample
 
 CHUNK = 128
 """Edits per batch: enough to fill a machine, few enough to stay in its memory."""
@@ -125,7 +126,7 @@ def _rank(own_latents: Tensor, latent_scale: Tensor, group: int, shift: float | 
 
 @dataclass(frozen=True)
 class Editor:
-    """Denoiser, critic and bank, ready to edit. `jacobian: bounded` needs `pixel_variance`, `jacobian: memory` `memory`."""
+    """Denoiser, critic and bank, ready to edit. `jacobian: bounded` needs `pixel_variance`, `guidance: memory` `memory`."""
 
     denoise: Denoise
     alphas: Tensor
@@ -140,46 +141,55 @@ class Editor:
         step, denoise = self.step(edit_step), clip_clean(self.denoise, self.alphas)
         with torch.no_grad():
             start = dequantise(images.to(self.alphas.device), self.alphas, self.config.dequantisation)
-            return ddim_invert(denoise, start, self.alphas, step, trajectory=trajectory)
+            return ddim_invert(denoise, start, self.alphas, step, trajectory, self.config.inversion_corrections)
 
     def step(self, edit_step: float | None = None) -> int:
         """t′ as an integer step."""
         return edit_step_index(self.config.edit_step if edit_step is None else edit_step, len(self.alphas) - 1)
 
     def edit(
-        self, states: Tensor, edits: Edits, edit_step: float | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        images: Tensor,
+        states: Tensor,
+        edits: Edits,
+        edit_step: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Edited images [n, 1, H, W] in [−1, 1], from inverted states [m, 1, H, W] at t′ that `edits.source` points to.
+        """Edited images [n, 1, H, W] in [−1, 1] of images [m, 1, H, W] and their states at t′, to which `edits.source` points.
 
-        Works on the device of `alphas`, wherever states and edits are; the images are on the CPU.
+        Works on the device of `alphas`, wherever images, states and edits are; the edits are on the CPU. Raises InputError
+        where `guidance: memory` meets a denoiser without one.
         """
-        device, images = self.alphas.device, torch.empty(len(edits), *states.shape[1:])
-        states = states.to(device)
+        device, edited = self.alphas.device, torch.empty(len(edits), *states.shape[1:])
+        images, states, bank = images.to(device), states.to(device), self.bank.to(device)
         for rows in torch.arange(len(edits)).split(CHUNK):
-            images[rows] = self._edit_chunk(states, edits.rows(rows).to(device), self.step(edit_step)).cpu()
+            part = edits.rows(rows).to(device)
+            with torch.no_grad():
+                edited[rows] = self._sample(images, states[part.source], part, bank, self.step(edit_step)).clamp(-1, 1).cpu()
             if progress is not None:
                 progress(int(rows[-1]) + 1, len(edits))
-        return images
+        return edited
 
-    def _edit_chunk(self, states: Tensor, edits: Edits, step: int) -> Tensor:
-        clipped = clip_clean(self.denoise, self.alphas)
-        denoise = clipped
-        if bool((edits.scale > 0).any()):
-            bank = self.bank.to(self.alphas.device)
-            allowed = bank.allowed(edits.source_row, edits.target_row)
-            objective = mutual_information(self.critic, edits.group, edits.target, bank, allowed)
+    def _sample(self, images: Tensor, states: Tensor, edits: Edits, bank: LatentBank, step: int) -> Tensor:
+        denoise = clip_clean(self.denoise, self.alphas)
+        if bool((edits.scale == 0).all()):
+            return ddim_sample(denoise, states, self.alphas, step)
+        allowed = bank.allowed(edits.source_row, edits.target_row)
+        objective = mutual_information(self.critic, edits.group, edits.target, bank, allowed)
+        config = self.config
+        if config.guidance == "gradient":
+            variance = self.pixel_variance
             denoise = guide(
-                clipped,
-                objective,
-                edits.scale,
-                self.alphas,
-                form=self.config.form,
-                jacobian=self.config.jacobian,
-                pixel_variance=self.pixel_variance,
-                memory=self.memory,
+                denoise, objective, edits.scale, self.alphas, form=config.form, jacobian=config.jacobian, pixel_variance=variance
             )
-        with torch.no_grad():
-            return ddim_sample(denoise, states[edits.source], self.alphas, step).clamp(-1, 1)
+            return ddim_sample(denoise, states, self.alphas, step)
+        if self.memory is None:
+            raise InputError("synthesis.guidance=memory needs a denoiser with a memory (denoiser.memory_copies)")
+        stimuli = images[edits.source]
+        remembered = information_at(self.critic, edits.group, edits.target, bank, allowed, self.memory.images)
+        values = torch.cat([remembered, objective(stimuli)[:, None]], dim=1)
+        tilt = Tilt(self.memory, self.memory.code(stimuli), values, edits.scale)
+        return tilted_sample(denoise, states, self.alphas, step, tilt, edits.source)
 
 
 def make_bank(latents: Tensor, rows: Tensor, size: int, seed: int) -> LatentBank:

@@ -88,7 +88,9 @@ def test_edits_towards_a_target_are_bitwise_those_before_saving(models: Models, 
     editor, unknown = models.editor("M1"), torch.full((4,), -1)
     full = torch.zeros(4, 6)
     full[:, 2:4] = models.target
-    expected = editor.edit(editor.invert(models.images), target_edits(torch.arange(4), 2, 3.0, full, 2, unknown, unknown))
+    expected = editor.edit(
+        models.images, editor.invert(models.images), target_edits(torch.arange(4), 2, 3.0, full, 2, unknown, unknown)
+    )
     edits = bundle.edit(models.images, subject="M1", group=2, target=models.target)
     assert torch.equal(edits, expected)
     assert edits.shape == (4, 1, 32, 32)
@@ -102,7 +104,7 @@ def test_shifts_are_bitwise_those_before_saving(models: Models, bundle: Bundle) 
     spread = models.subjects["monkey 2"][0].latent_scale.view(3, 2)
     delta = torch.tensor([2.0, -1.0])
     wanted = shift_edits(torch.arange(4), 3, 7.0, models.latents, delta, spread, unknown, [2])
-    expected = editor.edit(editor.invert(models.images, edit_step=0.5), wanted, edit_step=0.5)
+    expected = editor.edit(models.images, editor.invert(models.images, edit_step=0.5), wanted, edit_step=0.5)
     options = {"subject": "monkey 2", "group": 3, "latents": models.latents, "guidance_scale": 7.0, "edit_step": 0.5}
     assert torch.equal(bundle.edit(models.images, shift=[2.0, -1.0], dimensions=[2], **options), expected)
     assert not torch.equal(bundle.edit(models.images, shift=[2.0, -1.0], **options), expected)
@@ -112,7 +114,7 @@ def test_latents_of_the_bank_are_not_their_own_negatives(models: Models, bundle:
     editor, bank = models.editor("M1"), models.subjects["M1"][2]
     own, goal = bank.latents[[3, 5]], bank.latents[[7, 9]]
     wanted = target_edits(torch.arange(2), 1, 3.0, goal, 2, bank.rows[[3, 5]], bank.rows[[7, 9]])
-    expected = editor.edit(editor.invert(models.images[:2]), wanted)
+    expected = editor.edit(models.images[:2], editor.invert(models.images[:2]), wanted)
     assert torch.equal(bundle.edit(models.images[:2], subject="M1", group=1, target=goal[:, :2], latents=own), expected)
 
 

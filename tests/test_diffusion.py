@@ -271,7 +271,9 @@ def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path,
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_fit_leaves_each_picture_out_of_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recall", [0.0, 0.5, 1.0])
+def test_a_fit_leaves_each_picture_out_of_what_is_remembered(recall: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all draws but a share `memory_recall`, in which nothing is left out (−1)."""
     images = normal(20, 1, 16, 16).clamp(-1, 1).mul(127.5).add(127.5).round().div(127.5).sub(1)
     asked = []
 
@@ -280,13 +282,38 @@ def test_a_fit_leaves_each_picture_out_of_what_is_remembered(monkeypatch: pytest
         return denoising_loss(unet, batch, noise, t, own)
 
     monkeypatch.setattr("migvis.diffusion.denoising_loss", loss)
-    unet, _ = fit_denoiser(images, TINY.model_copy(update={"memory_copies": 2, "training_steps": 4}), seed=1)
+    fields = {"memory_copies": 2, "training_steps": 8, "memory_recall": recall}
+    unet, _ = fit_denoiser(images, TINY.model_copy(update=fields), seed=1)
     assert unet.memory is not None
-    known = unet.memory.pictures[:, None].float() / 127.5 - 1
-    assert len(asked) == 4
+    known = unet.memory.images
+    assert len(asked) == 8
+    left_out = torch.cat([own for _, own in asked]) >= 0
+    assert float(left_out.float().mean()) == pytest.approx(1 - recall, abs=0.0 if recall != 0.5 else 0.2)
     for batch, own in asked:
-        for image, row in zip(batch, own, strict=True):
+        for image, row in zip(batch[own >= 0], own[own >= 0], strict=True):
             assert any(torch.allclose(image, same, atol=1e-5) for same in (known[row], known[row].flip(-1)))
+
+
+def test_corrections_make_the_inversion_return() -> None:
+    """On a curved field plain inversion misses the image; each correction brings the return nearer, down to rounding."""
+    alphas, image = noise_schedule(30), 0.8 * normal(4, 1, 4, 4).clamp(-1, 1)
+
+    def denoise(noisy: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(1.5 * noisy)
+
+    first = alphas[1].sqrt() * (image + noise_levels(alphas)[1] * denoise(image, torch.tensor([1])))
+    missed = []
+    for corrections in (0, 1, 2, 12):
+        states = ddim_invert(denoise, image, alphas, 25, True, corrections)
+        assert torch.allclose(states[1], first), "the first step is plain"
+        # judged at t = 1, where the return begins to differ from the image for another reason
+        scaled, sigma = states[25] / alphas[25].sqrt(), noise_levels(alphas)
+        for t in range(25, 1, -1):
+            scaled = scaled + (sigma[t - 1] - sigma[t]) * denoise(alphas[t].sqrt() * scaled, torch.tensor([t]))
+        missed.append(float((alphas[1].sqrt() * scaled - states[1]).square().mean()))
+    assert missed[0] > 1e-4
+    assert missed[0] > 3 * missed[1] > 9 * missed[2]
+    assert missed[3] < 1e-9
 
 
 def test_a_fit_to_broken_images_stops_with_its_step() -> None:

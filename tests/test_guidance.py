@@ -11,7 +11,7 @@ from migvis.config import CriticConfig, DenoiserConfig
 from migvis.critic import Critic
 from migvis.diffusion import Denoise, clip_clean, ddim_sample, noise_levels, noise_schedule, predict_clean
 from migvis.errors import InputError
-from migvis.guidance import LatentBank, Objective, guide, mutual_information
+from migvis.guidance import LatentBank, Objective, guide, information_at, mutual_information
 from migvis.unet import UNet
 
 SIZE, STEPS = 16, 10
@@ -83,6 +83,16 @@ def test_mutual_information_is_that_of_a_naive_loop(critic: Critic) -> None:
         scores = [own] + [score(BANK.latents[k, 2 * (g - 1) : 2 * g]) for k in range(9) if permitted[edit, k]]
         assert float(values[edit]) == pytest.approx(own - math.log(sum(math.exp(value) for value in scores)), abs=1e-10)
     assert bool((values < 0).all())
+
+
+def test_information_at_many_images_is_the_objective_at_each(critic: Critic) -> None:
+    permitted = allowed([50, -1, 99, 58], [52, -1, -1, 58])
+    images = normal(7, 1, SIZE, SIZE, seed=6)
+    table = information_at(critic, GROUP, TARGET, BANK, permitted, images)
+    assert table.shape == (4, 7)
+    for column in range(7):
+        expected = objective_of(critic, permitted=permitted)(images[column].expand(4, 1, SIZE, SIZE))
+        assert torch.allclose(table[:, column], expected.float(), atol=1e-5)
 
 
 def test_entries_that_an_edit_may_not_use_have_no_effect(critic: Critic) -> None:

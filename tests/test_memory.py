@@ -8,7 +8,6 @@ from torch import Tensor
 
 from migvis.config import DenoiserConfig
 from migvis.diffusion import ddim_invert, dequantise, noise_levels, noise_schedule
-from migvis.guidance import guide
 from migvis.memory import StimulusMemory
 from migvis.unet import UNet
 from migvis.weights import load_denoiser, save_denoiser
@@ -70,6 +69,10 @@ def test_all_copies_of_a_picture_are_left_out() -> None:
     memory = made_memory(images, copies=3)
     weights = memory.weights(states(images), SIGMA, torch.tensor([4, 0, 99])).unflatten(1, (100, 6))
     assert torch.allclose(weights.sum((1, 2)), torch.ones(3), atol=1e-5)
+    mixed, all_in = (memory.weights(states(images), SIGMA, own) for own in (torch.tensor([-1, 0, -1]), None))
+    assert torch.equal(mixed[0], all_in[0])
+    assert torch.equal(mixed[1], weights[1].flatten())
+    assert torch.equal(mixed[2], all_in[2])
     for row, own in enumerate((4, 0, 99)):
         assert bool((weights[row, own] == 0).all())
 
@@ -81,54 +84,14 @@ def test_copies_are_the_picture_its_mirror_image_and_warps_of_both() -> None:
     shown = (memory.codes @ memory.basis.T + memory.mean).unflatten(0, (20, 8)).unflatten(2, (1, SIZE, SIZE))
     exact = (images + 1).mul(127.5).round() / 127.5 - 1
     assert torch.allclose(shown[:, 0], exact, atol=1e-3)
+    assert torch.equal(memory.images, exact)
+    assert torch.allclose(memory.plain_codes @ memory.basis.T + memory.mean, exact.flatten(1), atol=1e-3)
+    assert torch.allclose(memory.code(images), memory.plain_codes, atol=0.05)
     assert torch.allclose(shown[:, 4], exact.flip(-1), atol=1e-3)
     assert torch.equal(made_memory(images, copies=4).codes, memory.codes)
     warped = shown[:, [1, 2, 3]]
     assert float((warped - exact[:, None]).abs().amax((1, 2, 3, 4)).min()) > 0.05
     assert float((warped[:, :, 0, -1, -1] + 1).abs().max()) < 0.05, "background comes in from outside"
-
-
-def test_the_spread_is_the_derivative_of_the_mean() -> None:
-    images = pictures()
-    memory = made_memory(images, copies=2, rank=20, bandwidth=2.0).double()
-    at, sigma = states(images).double(), SIGMA.double()
-    direction = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-    def mean(scaled: Tensor) -> Tensor:
-        return (memory.weights(scaled, sigma) @ memory.codes @ memory.basis.T + memory.mean).view_as(scaled)
-
-    expected = (mean(at + 1e-5 * direction) - mean(at - 1e-5 * direction)) / 2e-5
-    spread = memory.spread(at, sigma, direction)
-    assert torch.allclose(spread, expected, rtol=1e-4, atol=1e-7)
-    assert float(spread.abs().max()) > 1e-2
-
-
-def test_nothing_is_left_to_decide_near_one_picture() -> None:
-    images = pictures()
-    memory = made_memory(images, bandwidth=0.05)
-    direction = torch.ones(3, 1, SIZE, SIZE)
-    assert float(memory.spread(images[:3], torch.full((3,), 0.05), direction).abs().max()) < 1e-6
-
-
-def test_guidance_through_the_memory_is_exact_for_a_denoiser_that_is_the_memory() -> None:
-    images, alphas = pictures(), noise_schedule(10)
-    memory = made_memory(images, bandwidth=1.5)
-    t = torch.tensor([3, 6, 9])
-    noisy = alphas[t].sqrt()[:, None, None, None] * states(images)
-
-    def denoise(noisy: Tensor, t: Tensor) -> Tensor:
-        alpha = alphas[t][:, None, None, None]
-        sigma = (1 / alpha - 1).sqrt()
-        return (noisy / alpha.sqrt() - memory(noisy / alpha.sqrt(), sigma.flatten())) / sigma
-
-    def objective(clean: Tensor) -> Tensor:
-        return (clean * images[10:13]).sum((1, 2, 3))
-
-    scale = torch.tensor([0.5, 1.0, 2.0])
-    guided = guide(denoise, objective, scale, alphas, jacobian="memory", memory=memory)(noisy, t)
-    exact = guide(denoise, objective, scale, alphas, jacobian="unet")(noisy, t)
-    assert torch.allclose(guided, exact, rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(guided, denoise(noisy, t), atol=0.1)
 
 
 @pytest.mark.parametrize("amount", [0.0, 0.65])

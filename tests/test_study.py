@@ -63,21 +63,32 @@ def test_twelve_trials_are_finished_and_the_denoiser_is_fitted_once(summary: dic
     assert summary["selected"]["trial"] in range(12)
 
 
+def test_edits_of_each_group_move_its_own_attribute_most(summary: dict) -> None:
+    """On 32 test pairs, mean of two fits: group 1 the pose, group 2 the category."""
+    final = summary["final_metrics"]
+    print({name: round(value, 3) for name, value in final.items() if name.startswith(("move_", "selectivity", "realism"))})
+    assert final["move_pose_group1"] > final["move_category_group1"]
+    assert final["move_category_group2"] > final["move_pose_group2"] + 0.1
+
+
 def test_inversion_without_guidance_returns_the_stimulus(storage: Path) -> None:
-    (trajectory,) = [json.loads(path.read_text()) for path in storage.glob("stages/trajectory/*/trajectory.json")][:1]
-    assert trajectory["inversion_mse_0.9T"] <= 1e-3
+    errors = [json.loads(path.read_text())["inversion_mse_0.9T"] for path in storage.glob("stages/trajectory/*/trajectory.json")]
+    print("inversion MSE at 0.9 T:", errors)
+    assert len(errors) == 2, "validation and test"
+    assert max(errors) <= 1e-3
 
 
 def test_the_exported_bundle_encodes_and_edits(storage: Path, summary: dict) -> None:
     bundle = migvis.load(Path(summary["export"]))
     dataset = load_dataset(next((storage / "data").glob("*.h5")))
-    rows = np.array(dataset.split["test"][:3])
+    rows = np.array(dataset.split["test"][:8])
     latents = bundle.encode(dataset.subjects["M1"].response[rows])
     images = dataset.images(rows)
-    edited = bundle.edit(images, group=1, target=latents[[1, 2, 0], : bundle.configuration.vae.group_rank], edit_step=0.5)
+    rank = bundle.configuration.vae.group_rank
+    edited = bundle.edit(images, group=2, target=latents[[*range(1, 8), 0], rank : 2 * rank])
     assert edited.shape == images.shape
     assert float(edited.abs().max()) <= 1
-    assert float((edited - images).square().mean()) > 1e-6
+    assert float((edited - images).square().mean()) > 5e-3, "edits change pictures, more than the return misses them"
     many = np.array(dataset.split["test"][:32])  # the error differs 30-fold between stimuli, so three would not do
     images, latents = dataset.images(many), bundle.encode(dataset.subjects["M1"].response[many])
     still = bundle.edit(images, group=1, shift=1.0, latents=latents, guidance_scale=0.0, edit_step=0.5)

@@ -11,6 +11,7 @@ from migvis.config import CriticConfig, DenoiserConfig, SynthesisConfig
 from migvis.critic import Critic
 from migvis.diffusion import clip_clean, ddim_invert, ddim_sample, dequantise, noise_schedule
 from migvis.errors import InputError
+from migvis.guidance import information_at
 from migvis.memory import StimulusMemory
 from migvis.synthesis import Editor, Edits, group_columns, make_bank, shift_edits, target_edits
 from migvis.unet import UNet
@@ -115,21 +116,23 @@ def test_joined_edits_keep_their_rows() -> None:
 def test_a_batch_of_edits_is_that_of_one_at_a_time(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
     images = normal(3, 1, 16, 16).clamp(-1, 1)
     states, edits = editor.invert(images), mixed_edits()
-    together = editor.edit(states, edits)
+    together = editor.edit(images, states, edits)
     assert together.shape == (16, 1, 16, 16)
     assert together.abs().max() <= 1
     for row in range(16):
-        assert torch.allclose(editor.edit(states, edits.rows(torch.tensor([row]))), together[row : row + 1], atol=1e-4), row
+        assert torch.allclose(editor.edit(images, states, edits.rows(torch.tensor([row]))), together[row : row + 1], atol=1e-4), (
+            row
+        )
     steps: list[tuple[int, int]] = []
     monkeypatch.setattr("migvis.synthesis.CHUNK", 5)
-    in_chunks = editor.edit(states, edits, progress=lambda done, total: steps.append((done, total)))
+    in_chunks = editor.edit(images, states, edits, progress=lambda done, total: steps.append((done, total)))
     assert torch.allclose(in_chunks, together, atol=1e-4)
     assert steps == [(5, 16), (10, 16), (15, 16), (16, 16)]
 
 
 def test_edits_differ_by_group_scale_and_source(editor: Editor) -> None:
     images = normal(3, 1, 16, 16).clamp(-1, 1)
-    edited = editor.edit(editor.invert(images), mixed_edits())
+    edited = editor.edit(images, editor.invert(images), mixed_edits())
     assert torch.equal(edited[6], edited[7])  # γ = 0, of the same stimulus, to different targets
     for first, second in ((0, 4), (0, 8), (10, 11), (4, 12), (0, 1)):
         assert not torch.allclose(edited[first], edited[second], atol=1e-3), (first, second)
@@ -138,12 +141,12 @@ def test_edits_differ_by_group_scale_and_source(editor: Editor) -> None:
 def test_without_guidance_an_edit_is_the_unguided_sample(editor: Editor) -> None:
     images = normal(3, 1, 16, 16).clamp(-1, 1)
     clipped = clip_clean(editor.denoise, editor.alphas)
-    state = ddim_invert(clipped, dequantise(images, editor.alphas, 0.25), editor.alphas, 6)
+    state = ddim_invert(clipped, dequantise(images, editor.alphas, 0.25), editor.alphas, 6, corrections=3)
     assert torch.equal(editor.invert(images, edit_step=0.6), state)
     sample = ddim_sample(clipped, state, editor.alphas, 6).clamp(-1, 1)
     rows = torch.arange(3)
     edits = target_edits(rows, 1, 0.0, LATENTS[:3], 2, rows, rows)
-    assert torch.equal(editor.edit(state, edits, edit_step=0.6), sample)
+    assert torch.equal(editor.edit(images, state, edits, edit_step=0.6), sample)
 
 
 def test_the_trajectory_serves_every_edit_step(editor: Editor) -> None:
@@ -169,7 +172,7 @@ def test_form_and_jacobian_of_the_configuration_are_used() -> None:
     results = []
     for variant in variants:
         editor = made_editor(**variant)
-        results.append(editor.edit(editor.invert(images), edits))
+        results.append(editor.edit(images, editor.invert(images), edits))
     for first in range(4):
         for second in range(first):
             assert not torch.allclose(results[first], results[second], atol=1e-3), (variants[first], variants[second])
@@ -178,15 +181,28 @@ def test_form_and_jacobian_of_the_configuration_are_used() -> None:
 def test_the_memory_of_the_denoiser_is_used_and_asked_for() -> None:
     images, rows = normal(2, 1, 16, 16).clamp(-1, 1), torch.arange(2)
     edits = target_edits(rows, 1, 20.0, LATENTS[:2], 2, rows, rows + 5)
-    editor = made_editor(jacobian="memory")
+    editor = made_editor(guidance="memory")
     with pytest.raises(InputError, match="memory_copies"):
-        editor.edit(editor.invert(images), edits)
+        editor.edit(images, editor.invert(images), edits)
     memory = StimulusMemory(1, 16, 1.0, 16)
     memory.remember(normal(40, 1, 16, 16, seed=6).clamp(-1, 1))
     remembering = replace(editor, memory=memory)
     plain = made_editor()
     states = plain.invert(images)
-    assert not torch.allclose(remembering.edit(states, edits), plain.edit(states, edits), atol=1e-3)
+    edited = remembering.edit(images, states, edits)
+    assert not torch.allclose(edited, plain.edit(images, states, edits), atol=1e-3)
+    mixed = Edits.join([edits, target_edits(rows, 1, 0.0, LATENTS[:2], 2, rows, rows + 5)])
+    beside = remembering.edit(images, states, mixed)
+    assert torch.allclose(beside[:2], edited, atol=1e-4), "an edit does not depend on its neighbours"
+    returned = plain.edit(images, states, mixed.rows(torch.tensor([2, 3])))
+    assert torch.allclose(beside[2:], returned, atol=1e-4), "γ = 0 returns the stimulus beside guided edits, too"
+    table = information_at(
+        editor.critic, edits.group, edits.target, editor.bank, torch.ones(2, 16, dtype=torch.bool), memory.images
+    )
+    best = memory.images[table.argmax(1)]
+    strong = replace(edits, scale=torch.full((2,), 1e6))
+    gap = [(remembering.edit(images, states, kind) - best).square().mean() for kind in (edits, strong)]
+    assert gap[1] < gap[0]
 
 
 def test_the_bank_is_drawn_once_by_seed() -> None:
@@ -211,6 +227,7 @@ def test_the_bank_leaves_out_source_and_target_alone() -> None:
 def test_the_edited_stimulus_is_not_its_own_negative(editor: Editor) -> None:
     """Two edits alike but for the stimuli that they say they are: the bank of one is smaller."""
     inside, outside = editor.bank.rows[:1], torch.tensor([1000])
-    state, start, unknown = editor.invert(normal(1, 1, 16, 16).clamp(-1, 1)), torch.tensor([0]), torch.tensor([-1])
+    image, start, unknown = normal(1, 1, 16, 16).clamp(-1, 1), torch.tensor([0]), torch.tensor([-1])
+    state = editor.invert(image)
     pair = [target_edits(start, 1, 30.0, LATENTS[:1], 2, row, unknown) for row in (inside, outside)]
-    assert not torch.equal(editor.edit(state, pair[0]), editor.edit(state, pair[1]))
+    assert not torch.equal(editor.edit(image, state, pair[0]), editor.edit(image, state, pair[1]))

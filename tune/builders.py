@@ -162,7 +162,7 @@ def build_trajectory(data_path: Path, context: StageContext) -> None:
     images = dataset.images(source.numpy()).to(device())
     with torch.no_grad():
         start = dequantise(images, unet.alphas, config["dequantisation"])
-        states = ddim_invert(clipped, start, unet.alphas, limit, trajectory=True)
+        states = ddim_invert(clipped, start, unet.alphas, limit, trajectory=True, corrections=config["corrections"])
         step = round(COMPARED_STEP * (len(unet.alphas) - 1))
         returned = ddim_sample(clipped, states[step], unet.alphas, step).clamp(-1, 1)
     error = float((returned - images).square().mean())
@@ -287,7 +287,8 @@ def build_synthesis(data_path: Path, context: StageContext) -> None:
     stored = read_tensors(context.input("trajectory") / "states.safetensors")
     source, target = stored["source"], stored["target"]
     edits, pair = trial_edits(latents, made.critic.group_rank, source, target, synthesis.guidance_scale)
-    images = made.edit(stored["states"][made.step()], edits, progress=_edit_progress(context))
+    stimuli = dataset.images(source.numpy())
+    images = made.edit(stimuli, stored["states"][made.step()], edits, progress=_edit_progress(context))
     save_bank(context.folder, made.bank)
     save_tensors(
         context.folder / "edits.safetensors",

@@ -100,7 +100,7 @@ def _show(
     def report(done: int, total: int) -> None:
         runner.reporter(Progress("final: showing edits", done, total, 0.0, 0.0, 0.0))
 
-    pictures = made.edit(states, Edits.join(edits), progress=report).split(len(source))
+    pictures = made.edit(dataset.images(source.numpy()), states, Edits.join(edits), progress=report).split(len(source))
     labelled = dataset.stimuli.category_id is not None
     rows = [GridRow(_row_label(group, detail, labelled), part) for (group, detail), part in zip(labels, pictures, strict=True)]
     sources = GridRow("source", dataset.images(source.numpy()), names_of(dataset, source))

@@ -21,7 +21,7 @@ _FIT = ("migvis.training", "migvis.optimizer", "migvis.randomness")
 _DENOISER = ("migvis.unet", "migvis.memory", "migvis.diffusion", *_FIT)
 _ORACLE = ("migvis.metrics.instrument", "migvis.metrics.render_fit", "migvis.metrics.selectivity", "migvis.data.synthetic")
 _CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.pretrained", *_FIT)
-_EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.memory", "migvis.diffusion")
+_EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.tilt", "migvis.memory", "migvis.diffusion")
 
 EXPECTED_SECONDS = {
     "denoiser": 370.0,
@@ -92,8 +92,14 @@ class Stages:
     def trajectory(self, split: str = "validation", count: int | None = None) -> Stage:
         """Inverted states of the sources of the evaluation pairs, at every t up to 0.95 T."""
         pairs = self.configuration.synthesis.trial_pairs if count is None else count
-        noise = self.configuration.synthesis.dequantisation
-        config = {"data": self.data_digest, "split": split, "pairs": pairs, "dequantisation": noise}
+        synthesis = self.configuration.synthesis
+        config = {
+            "data": self.data_digest,
+            "split": split,
+            "pairs": pairs,
+            "dequantisation": synthesis.dequantisation,
+            "corrections": synthesis.inversion_corrections,
+        }
         inputs = {"denoiser": self.denoiser()}
         scope: Any = "study" if split == "validation" else "trial"
         modules = ("migvis.diffusion", "migvis.metrics.selectivity")
@@ -174,7 +180,7 @@ class Stages:
             "critic": self.critic(subject, seed),
             "trajectory": self.trajectory(split, pairs),
         }
-        names = {"edit_step", "guidance_scale", "form", "jacobian", "bank_size", "dequantisation"}
+        names = {"edit_step", "guidance_scale", "guidance", "form", "jacobian", "bank_size"}
         fields = {
             "data": self.data_digest,
             "subject": subject,

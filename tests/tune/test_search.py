@@ -236,8 +236,12 @@ def test_stage_totals() -> None:
 
 @pytest.mark.slow
 def test_sampler_learns(tmp_path) -> None:
-    """After its start-up trials the sampler finds feasible pc_weights more often than a random draw (70 %) would."""
-    proposals = run(open_ledger(tmp_path, trials=30))
-    feasible = [result_of(proposal.params).constraint <= 0 for proposal in proposals[10:]]
+    """After its start-up trials the sampler finds feasible pc_weights more often than a random draw (70 %) would.
+
+    One study of 20 such trials says little: its share has a standard deviation of 0.1, so five are pooled.
+    """
+    studies = [run(open_ledger(tmp_path / str(seed), trials=30, seed=seed)) for seed in range(5)]
+    feasible = [result_of(proposal.params).constraint <= 0 for proposals in studies for proposal in proposals[10:]]
+    assert len(feasible) == 100
     assert sum(feasible) / len(feasible) > 0.8
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR

@@ -38,7 +38,7 @@ def moved(number, pose, category, **objectives) -> Candidate:
 
 def test_edits_that_do_nothing_are_not_selected_for_their_realism() -> None:
     idle = moved(0, 0.01, 0.0, group_mig=0.5, selectivity=-0.02, realism=0.97)
-    editing = moved(1, 0.1, 0.2, group_mig=0.5, selectivity=-0.1, realism=0.5)
+    editing = moved(1, 0.25, 0.35, group_mig=0.5, selectivity=-0.1, realism=0.5)
     chosen = select([idle, editing])
     assert chosen.trial == 1
     assert chosen.warning == ""

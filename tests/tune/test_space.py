@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from migvis.config import PRESETS
 from migvis.errors import InputError
 from tune.space import PARAMETERS, SearchSpace, apply, parameters_of, two_digits
-from tune.study_config import load_study_config
+from tune.study_config import STUDY_PRESETS, load_study_config
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -17,11 +17,14 @@ def space(*overrides: str, pictures: int = 900) -> SearchSpace:
 
 
 def test_defaults_are_the_designs() -> None:
-    full = space()
-    assert full.pc_weight == (1e-6, 1e-1)
-    assert (full.group_count, full.group_rank) == ((2, 8), (1, 8))
+    full, quick = SearchSpace.of(STUDY_PRESETS["paper"], 900), space()
+    for both in (full, quick):
+        assert both.pc_weight == (1e-6, 1e-1)
+        assert (both.group_count, both.group_rank) == ((2, 8), (1, 8))
     assert full.infonce_batch == (16, 32, 64, 128, 256, 512)
     assert (full.edit_step, full.guidance_scale) == ((0.3, 0.95), (0.1, 100.0))
+    assert quick.infonce_batch == (16, 32, 64, 128, 256)
+    assert (quick.edit_step, quick.guidance_scale) == ((0.5, 0.95), (1.0, 100.0))
 
 
 def test_infonce_batch_is_at_most_the_training_pictures() -> None:
@@ -37,7 +40,7 @@ def test_diagonal_readout_fixes_the_rank() -> None:
 
 
 def test_suggestions_are_rounded_in_range_and_applicable() -> None:
-    full = space()
+    full = SearchSpace.of(STUDY_PRESETS["paper"], 900)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = set()
     for _ in range(200):
@@ -65,7 +68,7 @@ def test_trial_0_moves_to_the_nearest_value() -> None:
     overrides = ["vae.pc_weight=0", "vae.group_rank=12", "critic.infonce_batch=100", "synthesis.edit_step=0.47"]
     config = load_study_config(None, overrides)
     start = SearchSpace.of(config, 900).start(config.configuration)
-    assert (start["pc_weight"], start["group_rank"], start["infonce_batch"], start["edit_step"]) == (1e-6, 8, 128, 0.45)
+    assert (start["pc_weight"], start["group_rank"], start["infonce_batch"], start["edit_step"]) == (1e-6, 8, 128, 0.5)
 
 
 def test_apply_changes_only_the_searched_values_and_validates() -> None:
