@@ -27,6 +27,7 @@ from migvis.metrics.edit_scores import evaluation_pairs, load_instrument, make_i
 from migvis.metrics.representation import representation_metrics
 from migvis.synthesis import Editor, Edits, make_bank, target_edits
 from migvis.training import WHOLE, Progress, Shard
+from migvis.unet import UNet
 from migvis.weights import (
     load_critic_folder,
     load_denoiser,
@@ -56,6 +57,12 @@ def dataset_at(path: Path) -> Dataset:
 def device() -> str:
     """Where fits and synthesis run."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=1)
+def denoiser_at(folder: Path) -> UNet:
+    """The frozen denoiser, read once per process: to work out what it remembers takes seconds."""
+    return load_denoiser(folder).to(device())
 
 
 def training_pictures(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +123,7 @@ def build_denoiser(data_path: Path, context: StageContext, *, workers: int, thre
 
 def build_pool(data_path: Path, context: StageContext) -> None:
     """pool.safetensors: pool [P, draws, 1, H, W]."""
-    unet = load_denoiser(context.input("denoiser")).to(device())
+    unet = denoiser_at(context.input("denoiser"))
     clean = clean_pictures(dataset_at(data_path)).to(device())
     assert context.stage.seed is not None
 
@@ -157,7 +164,7 @@ def build_trajectory(data_path: Path, context: StageContext) -> None:
     config, dataset = context.stage.config, dataset_at(data_path)
     assert context.stage.seed is not None
     source, target = evaluation_pairs(dataset, config["split"], config["pairs"], context.stage.seed)
-    unet = load_denoiser(context.input("denoiser")).to(device())
+    unet = denoiser_at(context.input("denoiser"))
     clipped, limit = clip_clean(unet, unet.alphas), max_edit_index(len(unet.alphas) - 1)
     images = dataset.images(source.numpy()).to(device())
     with torch.no_grad():
@@ -249,7 +256,7 @@ def editor(
     denoiser: Path, vae: Path, critic: Path, dataset: Dataset, subject: str, config: SynthesisConfig
 ) -> tuple[Editor, Tensor]:
     """An editor from stage folders, and the posterior means [S, D] of all stimuli of the subject."""
-    unet, model = load_denoiser(denoiser).to(device()), load_critic_folder(critic).to(device())
+    unet, model = denoiser_at(denoiser), load_critic_folder(critic).to(device())
     network = load_vae_folder(vae)
     with torch.no_grad():
         latents, _ = network.encode(torch.tensor(dataset.subjects[subject].response))

@@ -23,7 +23,7 @@ from tune.summary import git_revision
 from tune.trial import Runner, means, seeds_of, stage_folders, stages_of, write_study_models
 from tune.trial_result import FinalResult
 
-SHOWN_STIMULI = 4
+SHOWN_STIMULI = 3
 
 
 def finish(context: StudyContext, selected: Selected) -> FinalResult:

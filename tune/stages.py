@@ -24,10 +24,10 @@ _CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.
 _EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.tilt", "migvis.memory", "migvis.diffusion")
 
 EXPECTED_SECONDS = {
-    "denoiser": 370.0,
+    "denoiser": 320.0,
     "pool": 14.0,
     "instruments": 18.0,
-    "trajectory": 12.0,
+    "trajectory": 28.0,
     "vae": 5.0,
     "standard_vae": 2.0,
     "representation": 2.0,
