@@ -240,6 +240,8 @@ def test_sampler_learns(tmp_path) -> None:
 
     One study of 20 such trials says little: its share has a standard deviation of 0.1, so five are pooled.
     """
+    for seed in range(5):
+        (tmp_path / str(seed)).mkdir()
     studies = [run(open_ledger(tmp_path / str(seed), trials=30, seed=seed)) for seed in range(5)]
     feasible = [result_of(proposal.params).constraint <= 0 for proposals in studies for proposal in proposals[10:]]
     assert len(feasible) == 100
