@@ -24,7 +24,7 @@ _CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.
 _EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.tilt", "migvis.memory", "migvis.diffusion")
 
 EXPECTED_SECONDS = {
-    "denoiser": 320.0,
+    "denoiser": 340.0,
     "pool": 14.0,
     "instruments": 18.0,
     "trajectory": 28.0,
