@@ -63,14 +63,12 @@ def test_twelve_trials_are_finished_and_the_denoiser_is_fitted_once(summary: dic
     assert summary["selected"]["trial"] in range(12)
 
 
-def test_the_groups_differ_in_what_their_edits_move(summary: dict) -> None:
-    """On 32 test pairs, mean of two fits. The standard error of each figure is about 0.05, so what is asserted of group 1
-    is that it prefers the pose more than group 2 does; its own pair of figures is printed."""
+def test_edits_of_each_group_move_its_own_attribute_most(summary: dict) -> None:
+    """On 32 test pairs, mean of two fits: group 1 the pose, group 2 the category."""
     final = summary["final_metrics"]
     print({name: round(value, 3) for name, value in final.items() if name.startswith(("move_", "selectivity", "realism"))})
-    preference = [final[f"move_category_group{group}"] - final[f"move_pose_group{group}"] for group in (1, 2)]
-    assert preference[1] > 0.1
-    assert preference[1] > preference[0] + 0.1
+    assert final["move_pose_group1"] > final["move_category_group1"]
+    assert final["move_category_group2"] > final["move_pose_group2"] + 0.1
 
 
 def test_inversion_without_guidance_returns_the_stimulus(storage: Path) -> None:
