@@ -107,7 +107,7 @@ class DenoiserConfig(Section):
         0, ge=0, le=64, description="copies in which it remembers each training picture, all but one warped; 0: no memory"
     )
     memory_recall: float = Field(
-        0.6, ge=0, le=1, description="share of training draws whose own picture stays in the memory; the rest stand for new ones"
+        0.7, ge=0, le=1, description="share of training draws whose own picture stays in the memory; the rest stand for new ones"
     )
     memory_rank: Count = Field(128, description="principal components in which pictures are remembered")
     memory_bandwidth: Positive = Field(0.5, description="h, width of the gaps between remembered pictures")
@@ -125,7 +125,7 @@ class SynthesisConfig(Section):
     form: Literal["score", "algorithm1"] = Field("score", description="with the factor sqrt(1 - alpha_t), or as printed")
     jacobian: Literal["identity", "bounded", "unet"] = Field("identity", description="how the gradient passes x0-hat")
     inversion_corrections: int = Field(
-        3, ge=0, le=20, description="fixed-point iterations of each inversion step; 0 in the paper"
+        2, ge=0, le=20, description="fixed-point iterations of each inversion step; 0 in the paper"
     )
     dequantisation: float = Field(
         0.25, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
@@ -161,16 +161,17 @@ PRESETS: dict[str, Configuration] = {
         critic=CriticConfig(
             infonce_batch=64,
             encoder="cnn",
-            images_seen=25_000,
+            training_images="clean",
+            images_seen=32_000,
             minimum_steps=200,
-            learning_rate=3e-3,
-            embedding_dropout=0.3,
+            learning_rate=4e-3,
+            embedding_dropout=0.1,
         ),
         denoiser=DenoiserConfig(
             base_width=32,
             width_multipliers=(1, 2, 4),
             stem_patch=2,
-            training_steps=1500,
+            training_steps=1200,
             batch_size=32,
             learning_rate=1.5e-3,
             ema_decay=0.998,
@@ -178,6 +179,6 @@ PRESETS: dict[str, Configuration] = {
             attention_pixels=16,
             memory_copies=8,
         ),
-        synthesis=SynthesisConfig(edit_step=0.75, guidance_scale=20.0, guidance="memory", sweep_scales=(5.0, 20.0, 80.0)),
+        synthesis=SynthesisConfig(edit_step=0.6, guidance_scale=20.0, guidance="memory", sweep_scales=(5.0, 20.0, 80.0)),
     ),
 }

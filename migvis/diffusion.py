@@ -91,18 +91,26 @@ def ddim_invert(
 ) -> Tensor:
     """The state at t′ = edit_step of images [n, 1, H, W] by deterministic DDIM inversion (Algorithm 1, lines 2–3).
 
-    ȳ_t = ȳ_{t−1} + (σ_t − σ_{t−1})·ε_θ(y_{t−1}, t). The return evaluates ε_θ at y_t instead; each of `corrections`
-    repeats the step with ε_θ(y_t, t) at the y_t found so far, a fixed-point iteration towards the state from which DDIM
-    returns exactly (Pan et al. 2023). Not at t = 1, where σ_0 = 0 and it would not contract. With `trajectory`, all
-    states [t′ + 1, n, 1, H, W], the images first. Raises InputError for an edit step outside 1…⌊0.95 T⌋.
+    ȳ_t = ȳ_{t−1} + (σ_t − σ_{t−1})·ε_θ(y_{t−1}, t). The return evaluates ε_θ at y_t instead. So with `corrections`, ε is
+    first extrapolated from the two steps before, and then as often evaluated at the y_t that it leads to: a fixed-point
+    iteration towards the state from which DDIM returns exactly (Pan et al. 2023, who begin at ε_θ(y_{t−1}, t)). Not at
+    t = 1, where σ_0 = 0 and it would not contract. With `trajectory`, all states [t′ + 1, n, 1, H, W], the images first.
+    Raises InputError for an edit step outside 1…⌊0.95 T⌋.
     """
     _check_edit_step(edit_step, alphas)
     sigma = noise_levels(alphas)
     state, states = images, [images]
+    before = noise = torch.zeros_like(images)
     for t in range(1, edit_step + 1):
         times, start = torch.full((len(images),), t, device=images.device), state / alphas[t - 1].sqrt()
-        for _ in range(1 + (corrections if t > 1 else 0)):
-            state = alphas[t].sqrt() * (start + (sigma[t] - sigma[t - 1]) * denoise(state, times))
+        step = sigma[t] - sigma[t - 1]
+        if corrections == 0 or t == 1:
+            before = noise = denoise(state, times)
+        else:
+            before, noise = noise, 2 * noise - before
+            for _ in range(corrections):
+                noise = denoise(alphas[t].sqrt() * (start + step * noise), times)
+        state = alphas[t].sqrt() * (start + step * noise)
         if trajectory:
             states.append(state)
     return torch.stack(states) if trajectory else state

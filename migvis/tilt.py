@@ -60,9 +60,12 @@ class Tilt:
 def tilted_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int, tilt: Tilt, rows: Tensor) -> Tensor:
     """Edits [n, 1, H, W] from states at t′ = edit_step: DDIM sampling (Algorithm 1, lines 4–6) towards tilted estimates.
 
-    ȳ_{t−1} = x̂₀* + σ_{t−1}·(√(1 − ρ²)·ε + ρ·z), ρ = τ·√(1 − σ²_{t−1}/σ²_t): Song et al. 2021, Eq. 12, with η = τ. An
-    inverted state's noise spells the stimulus. Where an edit leaves the stimulus, that noise is exchanged for fresh noise
-    z, fixed by (t, rows [n]), else the stimulus shines through; where it does not (τ = 0), this is the deterministic DDIM.
+        ȳ_{t−1} = x̂₀* + σ_{t−1}·(√(1 − τ²)·ε + τ·z)
+
+    Song et al. 2021, Eq. 12, with noise of variance τ²·(1 − α_{t−1}) renewed. An inverted state's noise spells the
+    stimulus, which would shine through what the edit turns into: so the mass that stays keeps its noise, and the mass that
+    moves to a picture becomes that picture with fresh noise z, fixed by (t, rows [n]), as if it had been noised to t − 1.
+    Where nothing moves (τ = 0) this is the deterministic DDIM.
     """
     sigma = noise_levels(alphas)
     scaled = noisy / alphas[edit_step].sqrt()
@@ -70,7 +73,7 @@ def tilted_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: in
         noise = denoise(alphas[t].sqrt() * scaled, torch.full((len(noisy),), t, device=noisy.device))
         clean, moved = tilt(scaled, sigma[t], scaled - sigma[t] * noise)
         noise = (scaled - clean) / sigma[t]
-        renewed = (moved * (1 - (sigma[t - 1] / sigma[t]).square()).sqrt()).clamp(max=1)[:, None, None, None]
+        renewed = moved.clamp(max=1)[:, None, None, None]
         fresh = randomness.normal(0, "edit-noise", t, rows, tuple(noisy.shape[1:]))
         scaled = clean + sigma[t - 1] * ((1 - renewed.square()).sqrt() * noise + renewed * fresh)
     return scaled

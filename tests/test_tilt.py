@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from migvis import randomness
 from migvis.diffusion import ddim_sample, noise_levels, noise_schedule
 from migvis.memory import StimulusMemory
 from migvis.tilt import Tilt, tilted_sample
@@ -116,8 +117,7 @@ def test_an_edit_without_guidance_is_the_deterministic_sample() -> None:
     assert torch.allclose(sampled, 0.1 * expected, atol=1e-4)
 
 
-def test_edits_arrive_with_noise_of_their_own_only_where_they_move() -> None:
-    """The share of the start's noise that is left: none after a full move, all of it where nothing moves."""
+def test_a_full_move_has_fresh_noise_at_once_and_what_stays_keeps_its_own() -> None:
     memory = memory_of()
     objective = torch.full((3, COUNT + 1), -5.0)
     objective[:, 7] = 0.0
@@ -127,17 +127,20 @@ def test_edits_arrive_with_noise_of_their_own_only_where_they_move() -> None:
     seen: list[Tensor] = []
 
     def watching(noisy: Tensor, t: Tensor) -> Tensor:
-        step = int(t[0])
-        if step == 6:
-            seen.append(noisy / ALPHAS[step].sqrt())
+        seen.append(noisy / ALPHAS[int(t[0])].sqrt())
         return knows(STIMULI)(noisy, t)
 
     edited = tilted_sample(watching, start, ALPHAS, 18, tilt, ROWS)
-    left = (seen[0] - torch.cat([memory.images[[7, 7]], STIMULI[2:]])) / SIGMA[6]
-    correlation = [float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) for a, b in zip(left, noise, strict=True)]
-    assert correlation[2] == pytest.approx(1.0, abs=1e-3)
-    assert max(abs(value) for value in correlation[:2]) < 0.5
-    assert float(left[:2].std()) == pytest.approx(1.0, abs=0.2)
+    fresh = randomness.normal(0, "edit-noise", 18, ROWS, (1, SIZE, SIZE))
+    _, moved = tilt(seen[0], SIGMA[18], STIMULI)
+    share = moved[:, None, None, None]
+    assert float(moved[:2].min()) > 0.95
+    arrived = (1 - share) * STIMULI + share * memory.images[[7, 7, 7]]
+    kept = (seen[0] - arrived) / SIGMA[18]
+    expected = arrived + SIGMA[17] * ((1 - share.square()).sqrt() * kept + share * fresh)
+    assert torch.allclose(seen[1][:2], expected[:2], atol=1e-2)
+    assert torch.allclose(seen[1][2], STIMULI[2] + SIGMA[17] * noise[2], atol=1e-3)
+    assert torch.allclose(seen[12][2], STIMULI[2] + SIGMA[6] * noise[2], atol=1e-3)
     assert torch.allclose(edited[2], STIMULI[2], atol=1e-3)
     alone = Tilt(memory, memory.code(STIMULI[1:2]), objective[1:2], torch.tensor([1000.0]))
     again = tilted_sample(knows(STIMULI[1:2]), start[1:2], ALPHAS, 18, alone, ROWS[1:2])

@@ -148,7 +148,7 @@ def build_embeddings(data_path: Path, context: StageContext, encoder_weights: st
 
 def build_instruments(data_path: Path, context: StageContext) -> None:
     """The instrument that judges edits: tensors and calibration."""
-    pool = read_tensors(context.input("pool") / "pool.safetensors")["pool"]
+    pool = read_tensors(context.input("pool") / "pool.safetensors")["pool"] if "pool" in context.stage.inputs else None
     rows, picture = training_pictures(dataset_at(data_path))
     _, first = np.unique(picture, return_index=True)
     assert context.stage.seed is not None

@@ -20,12 +20,14 @@ class DataSummary:
     """What the study needs to know of its data set.
 
     training_pictures: distinct pictures of the training split. objectives: those that its labels allow.
+    rendered: stimuli of our own renderer, which the render-fit oracle can judge.
     """
 
     path: Path
     digest: str
     training_pictures: int
     objectives: tuple[str, ...] = OBJECTIVES
+    rendered: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class StudyContext:
     config: StudyConfig
     data_path: Path
     data_digest: str
+    rendered: bool
     seed: int
     stages_root: Path
     workers: int

@@ -40,12 +40,13 @@ EXPECTED_SECONDS = {
 
 @dataclass(frozen=True)
 class Stages:
-    """Makes the stages of one configuration over one data set."""
+    """Makes the stages of one configuration over one data set. rendered: as in tune.context.DataSummary."""
 
     data_path: Path
     data_digest: str
     configuration: Configuration
     seed: int
+    rendered: bool = True
     threads: int = 2
     workers: int = 1
     ray_train: bool = False
@@ -81,8 +82,8 @@ class Stages:
         return self._stage("embeddings", config, build, inputs=inputs, modules=modules, scope="study")
 
     def instruments(self) -> Stage:
-        """The calibrated oracle (synthetic stimuli) or probes (recordings)."""
-        inputs = {"pool": self.pool()}
+        """The calibrated oracle of rendered stimuli, or probes, which are fitted on the pool, too."""
+        inputs = {} if self.rendered else {"pool": self.pool()}
         config = {"data": self.data_digest}
         modules = (*_ORACLE, "migvis.metrics.probes")
         return self._stage(
@@ -116,9 +117,9 @@ class Stages:
 
     def study_stages(self) -> list[Stage]:
         """What is built before the first trial, so that no trial waits for a long fit."""
-        stages = [self.denoiser(), self.pool(), self.instruments(), self.trajectory()]
+        pool = [self.pool()] if self.configuration.critic.training_images == "pool" or not self.rendered else []
         embeddings = self.embeddings()
-        return stages if embeddings is None else [*stages, embeddings]
+        return [self.denoiser(), *pool, self.instruments(), self.trajectory(), *([] if embeddings is None else [embeddings])]
 
     def vae(self, subject: str, seed: int) -> Stage:
         """The neural VAE of one subject."""

@@ -123,6 +123,7 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         config=config,
         data_path=data.path,
         data_digest=data.digest,
+        rendered=data.rendered,
         seed=opened.seed,
         stages_root=storage / "stages",
         workers=config.search.fit_workers,

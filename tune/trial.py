@@ -59,10 +59,11 @@ def open_data(config: StudyConfig, storage: Path) -> DataSummary:
             raise InputError(f"data.subjects: {path} has no subject {name!r}; it has {', '.join(dataset.subjects)}")
     labelled = dataset.stimuli.category_id is not None or dataset.stimuli.pose is not None
     both = dataset.stimuli.category_id is not None and dataset.stimuli.pose is not None
-    possible = {"group_mig": labelled, "selectivity": both, "realism": dataset.source == "synthetic"}
+    rendered = dataset.source == "synthetic"
+    possible = {"group_mig": labelled, "selectivity": both, "realism": rendered}
     objectives = tuple(name for name, exists in possible.items() if exists)
     _, picture = training_pictures(dataset)
-    return DataSummary(path, dataset.digest, int(picture.max()) + 1, objectives or ("neural_r2",))
+    return DataSummary(path, dataset.digest, int(picture.max()) + 1, objectives or ("neural_r2",), rendered)
 
 
 def stages_of(context: StudyContext, configuration: Configuration, *, ray_train: bool = False) -> Stages:
@@ -73,6 +74,7 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
         context.data_digest,
         configuration,
         context.seed,
+        rendered=context.rendered,
         threads=search.threads_per_trial,
         workers=context.workers,
         ray_train=ray_train,

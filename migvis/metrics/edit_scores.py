@@ -63,9 +63,12 @@ class Instrument:
         return Reading(category, angles, everything), torch.full((len(images),), float("nan"))
 
 
-def make_instrument(dataset: Dataset, pictures: np.ndarray, pool: Tensor, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def make_instrument(
+    dataset: Dataset, pictures: np.ndarray, pool: Tensor | None, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and description of a data set's instrument; `pictures` [P] the rows of the distinct training pictures.
 
+    pool [P, draws, 1, H, W]: the denoised pictures that probes are fitted on; the oracle of rendered stimuli needs none.
     Raises InputError where the instrument is too inaccurate on held-out stimuli to decide anything.
     """
     if dataset.source == "synthetic":
@@ -77,6 +80,7 @@ def make_instrument(dataset: Dataset, pictures: np.ndarray, pool: Tensor, seed: 
     if not has_labels(dataset):
         return {}, {"kind": "none"}
     stimuli = dataset.stimuli
+    assert pool is not None
     assert stimuli.category_id is not None
     assert stimuli.pose is not None
     posed = None if stimuli.variation is None else torch.tensor(stimuli.variation > 0)

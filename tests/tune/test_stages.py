@@ -44,8 +44,20 @@ def test_a_change_rebuilds_what_reads_it_and_nothing_else(section: str, values: 
 
 
 def test_the_denoiser_and_what_follows_change_with_its_configuration() -> None:
-    assert {"denoiser", "pool", "trajectory", "critic"} <= changed("denoiser", training_steps=5)
-    assert not {"vae", "standard_vae", "representation"} & changed("denoiser", training_steps=5)
+    assert changed("denoiser", training_steps=5) == {"denoiser", "trajectory", "synthesis", "evaluation"}
+
+
+def test_the_pool_is_made_for_critics_and_probes_that_read_it() -> None:
+    """A critic of clean pictures and the oracle of rendered stimuli need no denoiser."""
+    base = PRESETS["quick"]
+    pooled = base.model_copy(update={"critic": base.critic.model_copy(update={"training_images": "pool"})})
+    assert "pool" not in keys(base)
+    assert {"pool", "critic M1 seed 0"} <= keys(pooled).keys()
+    assert "pool" in keys(base, rendered=False)
+    fewer = pooled.model_copy(update={"denoiser": pooled.denoiser.model_copy(update={"training_steps": 5})})
+    assert keys(fewer)["critic M1 seed 0"] != keys(pooled)["critic M1 seed 0"]
+    assert keys(fewer)["instruments"] == keys(pooled)["instruments"]
+    assert keys(fewer, rendered=False)["instruments"] != keys(pooled, rendered=False)["instruments"]
 
 
 def test_the_standard_vae_is_shared_by_all_splits_of_its_dimensions() -> None:
@@ -67,4 +79,4 @@ def test_seed_and_data_are_in_every_fit() -> None:
 
 
 def test_every_kind_has_an_expected_cost() -> None:
-    assert {name.split()[0] for name in keys(PRESETS["quick"])} <= set(EXPECTED_SECONDS)
+    assert {name.split()[0] for name in keys(PRESETS["quick"], rendered=False)} <= set(EXPECTED_SECONDS)
