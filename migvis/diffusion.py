@@ -17,7 +17,7 @@ from torch import Tensor
 from migvis import randomness
 from migvis.config import MAX_EDIT_STEP, DenoiserConfig
 from migvis.errors import InputError
-from migvis.training import FitResult, Progress, Shard, fit
+from migvis.training import WHOLE, FitResult, Progress, Shard, fit
 from migvis.unet import UNet
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -80,7 +80,8 @@ def clip_clean(denoise: Denoise, alphas: Tensor) -> Denoise:
     return clipped
 
 
-def _check_edit_step(edit_step: int, alphas: Tensor) -> None:
+def check_edit_step(edit_step: int, alphas: Tensor) -> None:
+    """Raises InputError for an edit step outside 1…⌊0.95 T⌋."""
     limit = max_edit_index(len(alphas) - 1)
     if not 1 <= edit_step <= limit:
         raise InputError(f"edit_step: an integer in 1…{limit} (0.95 T), got {edit_step}")
@@ -97,7 +98,7 @@ def ddim_invert(
     t = 1, where σ_0 = 0 and it would not contract. With `trajectory`, all states [t′ + 1, n, 1, H, W], the images first.
     Raises InputError for an edit step outside 1…⌊0.95 T⌋.
     """
-    _check_edit_step(edit_step, alphas)
+    check_edit_step(edit_step, alphas)
     sigma = noise_levels(alphas)
     state, states = images, [images]
     before = noise = torch.zeros_like(images)
@@ -122,7 +123,7 @@ def ddim_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int)
     ȳ_{t−1} = ȳ_t + (σ_{t−1} − σ_t)·ε(y_t, t). Guidance is inside `denoise`; nothing is clamped here.
     Raises InputError for an edit step outside 1…⌊0.95 T⌋.
     """
-    _check_edit_step(edit_step, alphas)
+    check_edit_step(edit_step, alphas)
     sigma = noise_levels(alphas)
     state = noisy
     for t in range(edit_step, 0, -1):
@@ -133,15 +134,14 @@ def ddim_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int)
 
 
 def dequantise(images: Tensor, alphas: Tensor, amount: float) -> Tensor:
-    """Images [n, 1, H, W] plus Gaussian noise of standard deviation amount·σ_1, fixed by the row, so that edits compare.
+    """Images [n, 1, H, W] plus Gaussian noise of standard deviation amount·σ_1, fixed by the picture, so that edits compare.
 
     Inversion multiplies what is uncertain in an image, and an exactly even background has nothing uncertain: its state
     at t′ would hold no noise there, unlike any state that the denoiser was fitted to, and no edit could grow into it.
-    The first step of the inversion adds as much again, and later ones, each taken at the state before it, lose some: with
-    T = 150, amount = 0.65 arrives at t′ with noise of σ_t′, and 0.25 with two fifths of it, but with less error after the return.
+    The first step of the inversion, which is not corrected, doubles the noise: with T = 150, amount = 0.25 arrives at t′ with
+    half of σ_t′ if the later steps are corrected, and with two fifths if they are not.
     """
-    rows = torch.arange(len(images), device=images.device)
-    noise = randomness.normal(0, "dequantisation", 0, rows, tuple(images.shape[1:]))
+    noise = randomness.normal(0, "dequantisation", 0, randomness.picture_key(images), tuple(images.shape[1:]))
     return images + amount * noise_levels(alphas)[1] * noise
 
 
@@ -170,7 +170,7 @@ def fit_denoiser(
     config: DenoiserConfig,
     *,
     seed: int,
-    shard: Shard | None = None,
+    shard: Shard = WHOLE,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
@@ -179,7 +179,6 @@ def fit_denoiser(
 
     t is drawn in 1…T (training_times); images are flipped left to right at random. Raises FitError at a non-finite loss.
     """
-    shard = shard or Shard()
     alphas = noise_schedule(config.diffusion_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive_seed(seed, "denoiser"))

@@ -29,14 +29,19 @@ Jacobian = Literal["identity", "bounded", "unet"]
 
 @dataclass(frozen=True)
 class LatentBank:
-    """Latents [K, D] of training stimuli that stand in the denominator; `rows` [K] says which stimuli they are."""
+    """Latents [K, D] of training stimuli that stand in the denominator.
+
+    rows [K] says which stimuli they are, pictures [K] which training picture each of them shows (0…P − 1, in the order in
+    which a denoiser remembers them; −1 where that is not known).
+    """
 
     latents: Tensor
     rows: Tensor
+    pictures: Tensor
 
     def to(self, device: torch.device) -> LatentBank:
         """The same bank on a device."""
-        return LatentBank(self.latents.to(device), self.rows.to(device))
+        return LatentBank(self.latents.to(device), self.rows.to(device), self.pictures.to(device))
 
     def allowed(self, source_rows: Tensor, target_rows: Tensor) -> Tensor:
         """Which bank entries [n, K] an edit may use: neither its own stimulus nor its target (−1 where unknown)."""
@@ -72,13 +77,18 @@ def mutual_information(critic: Critic, group: Tensor, target: Tensor, bank: Late
 
 @torch.no_grad()
 def information_at(critic: Critic, group: Tensor, target: Tensor, bank: LatentBank, allowed: Tensor, images: Tensor) -> Tensor:
-    """The objective of `mutual_information` for every edit at every one of P images [P, 1, H, W]: [n, P]."""
+    """The objective of `mutual_information` for every edit at every training picture [P, 1, H, W]: [n, P].
+
+    A picture's own latents in the bank are left out of its denominator: they are its positives, not its negatives.
+    """
     rank = critic.group_rank
+    own = bank.pictures == torch.arange(len(images), device=images.device)[:, None]
     embeddings = torch.cat([critic.embed(part) for part in images.split(_CHUNK)])
     values = torch.empty(len(group), len(images), device=images.device)
     for g in group.unique().tolist():
         keys = critic.image_keys(embeddings, g)
         negatives = critic.scores(keys, critic.latent_keys(bank.latents[:, (g - 1) * rank : g * rank], g))
+        negatives = negatives.masked_fill(own, float("-inf"))
         of_all = negatives.logsumexp(1)
         rows = (group == g).nonzero()[:, 0]
         positives = critic.scores(keys, critic.latent_keys(target[rows], g)).T

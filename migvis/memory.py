@@ -22,11 +22,11 @@ _BASIS_PICTURES = 2048
 class StimulusMemory(nn.Module):
     """The kernel posterior of y_0 given a state of noise level σ, over M remembered pictures x_i:
 
-        m(ȳ, σ) = Σ_i w_i·x_i,   w_i ∝ exp(−‖Π(ȳ − x_i)‖²/(2·(σ² + h²))),   ȳ = y_t/√α_t
+        m(ȳ, σ) = Σ_i w_i·Πx_i,   w_i ∝ exp(−‖Π(ȳ − x_i)‖²/(2·(σ² + h²))),   ȳ = y_t/√α_t
 
-    Π projects on the `rank` leading principal components of the pictures, which is where they live; the bandwidth h fills
-    the gaps between them, and keeps m smooth in ȳ at small σ. Each of P pictures is remembered 2·`copies` times: as it is,
-    mirrored, and each of the two warped copies − 1 times (rotation, scale and position within ROTATION, SCALE, SHIFT).
+    Π keeps the mean picture and the `rank` leading principal components, which is where the pictures live; the bandwidth h
+    fills the gaps between them, and keeps m smooth in ȳ at small σ. Each of P pictures is remembered 2·`copies` times: as it
+    is, mirrored, and each of the two warped copies − 1 times (rotation, scale and position within ROTATION, SCALE, SHIFT).
     Stored is `pictures`, uint8 [P, H, W]; the rest follows from it.
     """
 

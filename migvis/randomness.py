@@ -57,7 +57,7 @@ def _bits(seed: int, stream: str, step: int, sample: Tensor, count: int) -> Tens
 
 
 def uniform(seed: int, stream: str, step: int, sample: Tensor, count: int = 1) -> Tensor:
-    """Uniform float32 [len(sample), count] in (0, 1), one row per sample index (int tensor [n])."""
+    """Uniform float32 [len(sample), count] in (0, 1], one row per sample index (int tensor [n]); 1 itself by rounding only."""
     return (_shift_right(_bits(seed, stream, step, sample, count), 40).to(torch.float32) + 0.5) * 2.0**-24
 
 
@@ -74,6 +74,16 @@ def normal(seed: int, stream: str, step: int, sample: Tensor, shape: tuple[int, 
 def integers(seed: int, stream: str, step: int, sample: Tensor, low: int, high: int) -> Tensor:
     """Uniform int64 [len(sample)] in low…high, both included."""
     return low + (uniform(seed, stream, step, sample)[:, 0].double() * (high - low + 1)).long().clamp_(max=high - low)
+
+
+def picture_key(images: Tensor) -> Tensor:
+    """An int64 key [n] of each image [n, …] in [−1, 1] by its 8-bit pixels, to draw by in place of a sample index.
+
+    So that what is drawn for a picture does not depend on where it stands among others.
+    """
+    pixels = ((images + 1) * 127.5).round().long().flatten(1)
+    places = torch.arange(1, pixels.shape[1] + 1, device=images.device, dtype=torch.int64) * _signed(_GOLDEN)
+    return (_mix(places) * (pixels + 1)).sum(1)
 
 
 def permutation(seed: int, stream: str, step: int, count: int) -> Tensor:

@@ -188,11 +188,13 @@ class Editor:
         stimuli = images[edits.source]
         remembered = information_at(self.critic, edits.group, edits.target, bank, allowed, self.memory.images)
         values = torch.cat([remembered, objective(stimuli)[:, None]], dim=1)
-        tilt = Tilt(self.memory, self.memory.code(stimuli), values, edits.scale)
-        return tilted_sample(denoise, states, self.alphas, step, tilt, edits.source)
+        return tilted_sample(denoise, states, self.alphas, step, Tilt(self.memory, stimuli, values, edits.scale))
 
 
-def make_bank(latents: Tensor, rows: Tensor, size: int, seed: int) -> LatentBank:
-    """A fixed bank of `size` training latents (posterior means [n, D] of stimuli `rows` [n]), drawn once by seed."""
+def make_bank(latents: Tensor, rows: Tensor, pictures: Tensor, size: int, seed: int) -> LatentBank:
+    """A fixed bank of `size` training latents, drawn once by seed.
+
+    latents [n, D]: posterior means of the stimuli `rows` [n], which show the training pictures `pictures` [n].
+    """
     chosen = permutation(seed, "latent-bank", 0, len(latents))[:size].sort().values
-    return LatentBank(latents[chosen], rows[chosen])
+    return LatentBank(latents[chosen], rows[chosen], pictures[chosen])

@@ -3,6 +3,9 @@
 A gradient at x̂₀ says little while x̂₀ is still a blur: a critic that reads the pose off clean pictures finds none there.
 The pictures that a denoiser remembers are clean. What each of them tells about the target is known beforehand, and so
 is, in closed form, how likely a state is to become it.
+
+This guidance does not wrap the denoiser, as the gradients of migvis.guidance do: what moves also needs noise of its own,
+which only a sampler can give it. So `tilted_sample` is one, DDIM but for that noise.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from migvis import randomness
-from migvis.diffusion import Denoise, noise_levels
+from migvis.diffusion import Denoise, check_edit_step, noise_levels
 from migvis.memory import StimulusMemory
 
 
@@ -21,9 +24,9 @@ from migvis.memory import StimulusMemory
 class Tilt:
     """The pull on n edits, for ȳ = y_t/√α_t [n, 1, H, W] at the noise level σ and the denoiser's own x̂₀.
 
-    An edit knows P + 1 pictures x_i: those remembered, as they are, and the stimulus it starts from (`stimulus_codes`
-    [n, rank], StimulusMemory.code). w_i ∝ exp(−‖Π(ȳ − x_i)‖²/(2·(σ² + h²))) is how likely the state is to become each.
-    With o_i the objective there (`objective` [n, P + 1] in nats, the stimulus last) and γ = scale [n], the tilted posterior
+    An edit knows P + 1 pictures x_i: those remembered, as they are, and the stimulus it starts from (`stimuli` [n, 1, H, W]).
+    w_i ∝ exp(−‖Π(ȳ − x_i)‖²/(2·(σ² + h²))), Π and h as in StimulusMemory, is how likely the state is to become each. With o_i
+    the objective there (`objective` [n, P + 1] in nats, the stimulus last) and γ = scale [n], the tilted posterior
 
         w*_i ∝ w_i·exp(γ·o_i)
 
@@ -37,36 +40,37 @@ class Tilt:
     """
 
     memory: StimulusMemory
-    stimulus_codes: Tensor
+    stimuli: Tensor
     objective: Tensor
     scale: Tensor
 
     def __call__(self, scaled: Tensor, sigma: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         """x̂₀* [n, 1, H, W] in [−1, 1] and τ [n], for ȳ [n, 1, H, W], σ (a scalar) and x̂₀ [n, 1, H, W]."""
         memory = self.memory
-        state, known = memory.code(scaled), memory.plain_codes
-        own = (state * self.stimulus_codes).sum(1) - self.stimulus_codes.square().sum(1) / 2
+        state, known, stimulus = memory.code(scaled), memory.plain_codes, memory.code(self.stimuli)
+        own = (state * stimulus).sum(1) - stimulus.square().sum(1) / 2
         logits = torch.cat([state @ known.T - known.square().sum(1) / 2, own[:, None]], dim=1)
         logits = logits / (sigma.square() + memory.bandwidth**2)
         tilted = (logits + self.scale[:, None] * self.objective).softmax(dim=1)
         gain = (tilted - logits.softmax(dim=1)).clamp(min=0)
         moved = gain.sum(1)
         share = moved[:, None, None, None]
-        elsewhere = gain[:, :-1] @ known + gain[:, -1:] * self.stimulus_codes
-        arrived = (elsewhere @ memory.basis.T + moved[:, None] * memory.mean).view_as(clean)
+        arrived = (gain[:, :-1] @ memory.images.flatten(1)).view_as(clean) + gain[:, -1].view_as(share) * self.stimuli
         return ((1 - share) * clean + arrived).clamp(-1, 1), moved
 
 
-def tilted_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int, tilt: Tilt, rows: Tensor) -> Tensor:
+def tilted_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int, tilt: Tilt) -> Tensor:
     """Edits [n, 1, H, W] from states at t′ = edit_step: DDIM sampling (Algorithm 1, lines 4–6) towards tilted estimates.
 
         ȳ_{t−1} = x̂₀* + σ_{t−1}·(√(1 − τ²)·ε + τ·z)
 
-    Song et al. 2021, Eq. 12, with noise of variance τ²·(1 − α_{t−1}) renewed. An inverted state's noise spells the
-    stimulus, which would shine through what the edit turns into: so the mass that stays keeps its noise, and the mass that
-    moves to a picture becomes that picture with fresh noise z, fixed by (t, rows [n]), as if it had been noised to t − 1.
-    Where nothing moves (τ = 0) this is the deterministic DDIM.
+    with ε = (ȳ_t − x̂₀*)/σ_t: Song et al. 2021, Eq. 12, with noise of variance τ²·(1 − α_{t−1}) renewed. An inverted state's
+    noise spells the stimulus, which would shine through what the edit turns into. So the mass that stays keeps its noise; the
+    mass that moves becomes a picture with fresh noise z, fixed by (t, stimulus), as if it had been noised to t − 1. Where
+    nothing moves (τ = 0) this is the deterministic DDIM. Raises InputError for an edit step outside 1…⌊0.95 T⌋.
     """
+    check_edit_step(edit_step, alphas)
+    keys = randomness.picture_key(tilt.stimuli)
     sigma = noise_levels(alphas)
     scaled = noisy / alphas[edit_step].sqrt()
     for t in range(edit_step, 0, -1):
@@ -74,6 +78,6 @@ def tilted_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: in
         clean, moved = tilt(scaled, sigma[t], scaled - sigma[t] * noise)
         noise = (scaled - clean) / sigma[t]
         renewed = moved.clamp(max=1)[:, None, None, None]
-        fresh = randomness.normal(0, "edit-noise", t, rows, tuple(noisy.shape[1:]))
+        fresh = randomness.normal(0, "edit-noise", t, keys, tuple(noisy.shape[1:]))
         scaled = clean + sigma[t - 1] * ((1 - renewed.square()).sqrt() * noise + renewed * fresh)
     return scaled

@@ -129,20 +129,21 @@ def load_critic_folder(folder: Path, encoder: Encoder | None = None) -> Critic:
 
 
 def save_bank(folder: Path, bank: LatentBank) -> None:
-    """Writes bank.safetensors: the latents in the denominator of the guidance, and which stimuli they are."""
-    save_tensors(folder / "bank.safetensors", {"latents": bank.latents, "rows": bank.rows})
+    """Writes bank.safetensors: the latents in the denominator of the guidance, of which stimuli and pictures they are."""
+    save_tensors(folder / "bank.safetensors", {"latents": bank.latents, "rows": bank.rows, "pictures": bank.pictures})
 
 
 def load_bank(folder: Path) -> LatentBank:
     """The bank that save_bank wrote. Raises InputError for a damaged file."""
     path = folder / "bank.safetensors"
     tensors = read_tensors(path)
-    if set(tensors) != {"latents", "rows"}:
-        raise InputError(f"{path}: expected the tensors latents and rows, got {', '.join(sorted(tensors)) or 'none'}")
-    latents, rows = tensors["latents"], tensors["rows"]
-    if latents.ndim != 2 or rows.shape != latents.shape[:1] or not len(rows) or rows.dtype != torch.int64:
-        raise InputError(f"{path}: latents {tuple(latents.shape)} and rows {tuple(rows.shape)} do not fit together")
-    return LatentBank(latents, rows)
+    if set(tensors) != {"latents", "rows", "pictures"}:
+        raise InputError(f"{path}: expected the tensors latents, rows and pictures, got {', '.join(sorted(tensors)) or 'none'}")
+    latents, numbers = tensors["latents"], (tensors["rows"], tensors["pictures"])
+    if latents.ndim != 2 or not len(latents) or any(n.shape != latents.shape[:1] or n.dtype != torch.int64 for n in numbers):
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise InputError(f"{path}: {shapes} do not fit together")
+    return LatentBank(latents, *numbers)
 
 
 def _misfit(path: Path, error: Exception) -> InputError:

@@ -43,7 +43,8 @@ class Models:
             vae.response_mean.copy_(torch.randn(units))
             vae.latent_scale.copy_(torch.rand(6) + 0.5)
             critic = Critic(CONFIGURATION.critic, 3, 2, 32).eval()
-            self.subjects[name] = (vae, critic, make_bank(torch.randn(20, 6), torch.arange(100, 120), 12, seed=1))
+            bank = make_bank(torch.randn(20, 6), torch.arange(100, 120), torch.arange(20), 12, seed=1)
+            self.subjects[name] = (vae, critic, bank)
         self.pixel_variance = 0.2
         self.images = torch.rand(4, 1, 32, 32) * 2 - 1
         self.latents, self.target = torch.randn(4, 6), torch.randn(4, 2)
@@ -97,6 +98,30 @@ def test_edits_towards_a_target_are_bitwise_those_before_saving(models: Models, 
     assert edits.abs().max() <= 1
     assert torch.equal(edits, bundle.edit(models.images.numpy(), subject="M1", group=2, target=models.target.numpy()))
     assert not torch.equal(edits, bundle.edit(models.images, subject="monkey 2", group=2, target=models.target))
+
+
+def test_an_edit_by_memory_does_not_depend_on_where_its_picture_stands(models: Models, tmp_path: Path) -> None:
+    remembering = CONFIGURATION.denoiser.model_copy(update={"memory_copies": 1, "memory_rank": 16})
+    synthesis = CONFIGURATION.synthesis.model_copy(update={"guidance": "memory"})
+    unet = UNet(remembering, 32, noise_schedule(10)).eval().requires_grad_(False)
+    unet.normalise_to(torch.rand(20, 1, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1)
+    bundle = load(
+        save_bundle(
+            tmp_path / "bundle",
+            configuration=CONFIGURATION.model_copy(update={"denoiser": remembering, "synthesis": synthesis}),
+            unet=unet,
+            subjects=models.subjects,
+            pixel_variance=models.pixel_variance,
+        )
+    )
+    options = {"subject": "M1", "group": 1, "guidance_scale": 20.0}
+    together = bundle.edit(models.images, target=models.target, **options)
+    assert float((together - models.images).square().mean()) > 1e-2
+    backwards = bundle.edit(models.images.flip(0), target=models.target.flip(0), **options).flip(0)
+    assert torch.allclose(backwards, together, atol=1e-4)
+    for row in range(4):
+        alone = bundle.edit(models.images[row : row + 1], target=models.target[row : row + 1], **options)
+        assert torch.allclose(alone, together[row : row + 1], atol=1e-4), row
 
 
 def test_shifts_are_bitwise_those_before_saving(models: Models, bundle: Bundle) -> None:
@@ -251,7 +276,7 @@ def test_assembling_replaces_a_bundle_and_nothing_else(models: Models, folder: P
 
 def test_models_that_do_not_fit_together_are_refused(models: Models, tmp_path: Path) -> None:
     vae, critic, _ = models.subjects["M1"]
-    short = make_bank(torch.randn(20, 4), torch.arange(20), 12, seed=1)
+    short = make_bank(torch.randn(20, 4), torch.arange(20), torch.arange(20), 12, seed=1)
     mixed = {"M1": (vae, critic, short)}
     with pytest.raises(InputError, match="do not fit together"):
         save_bundle(tmp_path / "b", configuration=CONFIGURATION, unet=models.unet, subjects=mixed, pixel_variance=0.2)

@@ -316,6 +316,26 @@ def test_corrections_make_the_inversion_return() -> None:
     assert missed[3] < 1e-9
 
 
+def test_the_inversion_extrapolates_the_noise_before_it_corrects_it() -> None:
+    """Where ε is linear in t and the same everywhere, the first state asked about is already the solution."""
+    alphas, image = noise_schedule(30), normal(2, 1, 4, 4)
+    sigma, direction = noise_levels(alphas), normal(2, 1, 4, 4, seed=1)
+    asked: dict[int, list[Tensor]] = {}
+
+    def denoise(noisy: Tensor, t: Tensor) -> Tensor:
+        asked.setdefault(int(t[0]), []).append(noisy / alphas[t][:, None, None, None].sqrt())
+        return (1 + 0.1 * t[:, None, None, None]) * direction
+
+    ddim_invert(denoise, image, alphas, 25, corrections=2)
+    assert [len(asked[t]) for t in range(1, 26)] == [1] + [2] * 24
+    exact = image.clone()
+    for t in range(1, 26):
+        exact = exact + (sigma[t] - sigma[t - 1]) * (1 + 0.1 * t) * direction
+        if t >= 3:
+            assert torch.allclose(asked[t][0], exact, atol=1e-3), t
+    assert not torch.allclose(asked[2][0], asked[2][1], atol=1e-3), "two steps are needed to extrapolate"
+
+
 def test_a_fit_to_broken_images_stops_with_its_step() -> None:
     images = torch.full((8, 1, 16, 16), float("nan"))
     with pytest.raises(FitError, match="fit denoiser: the loss is nan at step 0"):

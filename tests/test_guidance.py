@@ -45,7 +45,7 @@ def unet() -> UNet:
     return made.double().eval().requires_grad_(False)
 
 
-BANK = LatentBank(normal(9, 6, seed=3), torch.arange(50, 59))
+BANK = LatentBank(normal(9, 6, seed=3), torch.arange(50, 59), torch.full((9,), -1))
 GROUP = torch.tensor([2, 1, 3, 2])
 TARGET = normal(4, 2, seed=4)
 TIMES = torch.tensor([1, 4, 7, 9])
@@ -95,13 +95,31 @@ def test_information_at_many_images_is_the_objective_at_each(critic: Critic) -> 
         assert torch.allclose(table[:, column], expected.float(), atol=1e-5)
 
 
+def test_a_pictures_own_latents_are_not_its_negatives(critic: Critic) -> None:
+    """Bank entries 2 and 5 belong to picture 3: whatever they are, its value is that of the bank without them."""
+    permitted, images = allowed([50, -1, 99, 58], [52, -1, -1, 58]), normal(7, 1, SIZE, SIZE, seed=6)
+    pictures = torch.full((9,), -1)
+    pictures[[2, 5]] = 3
+    table = information_at(critic, GROUP, TARGET, LatentBank(BANK.latents, BANK.rows, pictures), permitted, images)
+    plain = information_at(critic, GROUP, TARGET, BANK, permitted, images)
+    others = [0, 1, 2, 4, 5, 6]
+    assert torch.equal(table[:, others], plain[:, others])
+    without = permitted.clone()
+    without[:, [2, 5]] = False
+    expected = information_at(critic, GROUP, TARGET, BANK, without, images)[:, 3]
+    assert torch.allclose(table[:, 3], expected, atol=1e-5)
+    assert bool((table[:, 3] > plain[:, 3]).all())
+
+
 def test_entries_that_an_edit_may_not_use_have_no_effect(critic: Critic) -> None:
     permitted = allowed([50, 50, 50, 50])
     changed = BANK.latents.clone()
     changed[0] += 10
     clean = normal(4, 1, SIZE, SIZE, seed=6)
     values = objective_of(critic, permitted=permitted)(clean)
-    assert torch.equal(values, objective_of(critic, permitted=permitted, bank=LatentBank(changed, BANK.rows))(clean))
+    assert torch.equal(
+        values, objective_of(critic, permitted=permitted, bank=LatentBank(changed, BANK.rows, BANK.pictures))(clean)
+    )
     assert not torch.allclose(values, objective_of(critic)(clean))
 
 

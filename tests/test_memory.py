@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -32,12 +33,22 @@ def states(images: Tensor) -> Tensor:
     return images[:3] + SIGMA[:, None, None, None] * torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
 
 
-def test_the_mean_is_that_of_a_naive_loop() -> None:
+@pytest.mark.parametrize("rank", [SIZE**2, 6])
+def test_the_mean_is_that_of_a_naive_loop(rank: int) -> None:
+    """Π by numpy's own decomposition: the mean picture and the leading principal components."""
     images = pictures()
-    recalled = made_memory(images)(states(images), SIGMA)
+    recalled = made_memory(images, rank=rank)(states(images), SIGMA)
+    both = torch.cat([images, images.flip(-1)]).flatten(1).double().numpy()
+    _, directions = np.linalg.eigh(np.cov(both.T))
+    leading = torch.tensor(directions[:, -rank:]).float()
+    mean = torch.tensor(both.mean(0)).float()
+
+    def projected(image: Tensor) -> Tensor:
+        return (mean + (image.flatten() - mean) @ leading @ leading.T).view_as(image)
+
     for row in range(3):
-        known = [*images, *images.flip(-1)]
-        distance = torch.stack([(states(images)[row] - one).square().sum() for one in known])
+        known = [projected(one) for one in (*images, *images.flip(-1))]
+        distance = torch.stack([(projected(states(images)[row]) - one).square().sum() for one in known])
         weight = (-distance / (2 * (SIGMA[row] ** 2 + 0.49))).softmax(0)
         expected = sum(w * one for w, one in zip(weight, known, strict=True))
         assert isinstance(expected, Tensor)
@@ -94,19 +105,28 @@ def test_copies_are_the_picture_its_mirror_image_and_warps_of_both() -> None:
     assert float((warped[:, :, 0, -1, -1] + 1).abs().max()) < 0.05, "background comes in from outside"
 
 
-@pytest.mark.parametrize("amount", [0.0, 0.65])
-def test_a_dequantised_stimulus_arrives_with_the_noise_that_its_step_has(amount: float) -> None:
-    """For a denoiser that knows the picture, all that a state holds beside it is noise: of σ_t, or none at all."""
-    alphas, image = noise_schedule(150), torch.full((64, 1, SIZE, SIZE), -1.0)
+@pytest.mark.parametrize(("amount", "corrections", "share"), [(0.0, 2, 0.0), (0.25, 2, 0.5), (0.25, 0, 0.4), (0.65, 0, 1.0)])
+def test_a_dequantised_stimulus_arrives_with_noise(amount: float, corrections: int, share: float) -> None:
+    """For a denoiser that knows the picture, all that a state holds beside it is noise, in units of σ_t."""
+    alphas, images = noise_schedule(150), pictures(64)
 
     def known(noisy: Tensor, t: Tensor) -> Tensor:
         alpha = alphas[t][:, None, None, None]
-        return (noisy - alpha.sqrt() * image) / (1 - alpha).sqrt()
+        return (noisy - alpha.sqrt() * images) / (1 - alpha).sqrt()
 
-    state = ddim_invert(known, dequantise(image, alphas, amount), alphas, 135)
-    noise = (state / alphas[135].sqrt() - image) / noise_levels(alphas)[135]
-    assert float(noise.std()) == pytest.approx(1.0 if amount else 0.0, abs=0.05)
-    assert torch.equal(dequantise(image, alphas, amount)[:5], dequantise(image[:5], alphas, amount))
+    start = dequantise(images, alphas, amount)
+    state = ddim_invert(known, start, alphas, 135, corrections=corrections)
+    noise = (state / alphas[135].sqrt() - images) / noise_levels(alphas)[135]
+    assert float(noise.std()) == pytest.approx(share, abs=0.05)
+
+
+def test_the_noise_of_a_stimulus_is_its_own_wherever_it_stands() -> None:
+    alphas, images = noise_schedule(10), pictures(5)
+    start = dequantise(images, alphas, 0.5)
+    assert torch.equal(dequantise(images.flip(0), alphas, 0.5).flip(0), start)
+    assert torch.equal(dequantise(images[3:4], alphas, 0.5), start[3:4])
+    noise = (start - images).flatten(1)
+    assert float(torch.corrcoef(noise).fill_diagonal_(0).abs().max()) < 0.5, "and of no other"
 
 
 def test_a_denoiser_with_a_memory_is_stored_with_what_it_remembers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from migvis import randomness
 from migvis.diffusion import ddim_sample, noise_levels, noise_schedule
+from migvis.errors import InputError
 from migvis.memory import StimulusMemory
 from migvis.tilt import Tilt, tilted_sample
 
@@ -19,8 +20,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def memory_of(copies: int = 2, bandwidth: float = 0.3) -> StimulusMemory:
-    made = StimulusMemory(copies, SIZE**2, bandwidth, SIZE)
+def memory_of(copies: int = 2, bandwidth: float = 0.3, rank: int = SIZE**2) -> StimulusMemory:
+    made = StimulusMemory(copies, rank, bandwidth, SIZE)
     made.remember(normal(COUNT, 1, SIZE, SIZE, seed=1).mul(0.4).clamp(-1, 1))
     return made
 
@@ -31,18 +32,20 @@ CLEAN = normal(3, 1, SIZE, SIZE, seed=3).mul(0.4).clamp(-1, 1)
 
 def tilt_of(memory: StimulusMemory, objective: Tensor, scale: float | list[float]) -> Tilt:
     scales = torch.tensor(scale if isinstance(scale, list) else [scale] * 3)
-    return Tilt(memory, memory.code(STIMULI), objective, scales)
+    return Tilt(memory, STIMULI, objective, scales)
 
 
-def test_the_tilted_estimate_is_that_of_a_naive_loop() -> None:
-    """w, w* and what moves, picture by picture in pixels, for three edits with different scales."""
-    memory, sigma = memory_of(), torch.tensor(1.3)
+@pytest.mark.parametrize("rank", [SIZE**2, 5])
+def test_the_tilted_estimate_is_that_of_a_naive_loop(rank: int) -> None:
+    """w, w* and what moves, picture by picture, for three edits with different scales: weighed by Π, mixed in pixels."""
+    memory, sigma = memory_of(rank=rank), torch.tensor(1.3)
     objective, scales = -normal(3, COUNT + 1, seed=4).abs(), [0.5, 2.0, 7.0]
     scaled = STIMULI + sigma * normal(3, 1, SIZE, SIZE, seed=5)
     estimate, moved = tilt_of(memory, objective, scales)(scaled, sigma, CLEAN)
     for edit in range(3):
         known = [*memory.images, STIMULI[edit]]
-        plain = torch.tensor([-float((scaled[edit] - x).square().sum()) / (2 * (1.3**2 + 0.09)) for x in known])
+        seen = [((scaled[edit] - x).flatten() @ memory.basis).square().sum() for x in known]
+        plain = torch.tensor([-float(distance) / (2 * (1.3**2 + 0.09)) for distance in seen])
         before, after = plain.softmax(0), (plain + scales[edit] * objective[edit]).softmax(0)
         gains = [max(float(b - a), 0.0) for a, b in zip(before, after, strict=True)]
         expected = (1 - sum(gains)) * CLEAN[edit] + sum(gain * x for gain, x in zip(gains, known, strict=True))
@@ -113,7 +116,7 @@ def test_an_edit_without_guidance_is_the_deterministic_sample() -> None:
 
     expected = ddim_sample(half, start, ALPHAS, 15)
     # the clamp of x̂₀ to [−1, 1] belongs to the tilt; a denoiser of pictures is clipped anyway
-    sampled = tilted_sample(half, 0.1 * start, ALPHAS, 15, still, ROWS)
+    sampled = tilted_sample(half, 0.1 * start, ALPHAS, 15, still)
     assert torch.allclose(sampled, 0.1 * expected, atol=1e-4)
 
 
@@ -130,8 +133,8 @@ def test_a_full_move_has_fresh_noise_at_once_and_what_stays_keeps_its_own() -> N
         seen.append(noisy / ALPHAS[int(t[0])].sqrt())
         return knows(STIMULI)(noisy, t)
 
-    edited = tilted_sample(watching, start, ALPHAS, 18, tilt, ROWS)
-    fresh = randomness.normal(0, "edit-noise", 18, ROWS, (1, SIZE, SIZE))
+    edited = tilted_sample(watching, start, ALPHAS, 18, tilt)
+    fresh = randomness.normal(0, "edit-noise", 18, randomness.picture_key(STIMULI), (1, SIZE, SIZE))
     _, moved = tilt(seen[0], SIGMA[18], STIMULI)
     share = moved[:, None, None, None]
     assert float(moved[:2].min()) > 0.95
@@ -142,6 +145,12 @@ def test_a_full_move_has_fresh_noise_at_once_and_what_stays_keeps_its_own() -> N
     assert torch.allclose(seen[1][2], STIMULI[2] + SIGMA[17] * noise[2], atol=1e-3)
     assert torch.allclose(seen[12][2], STIMULI[2] + SIGMA[6] * noise[2], atol=1e-3)
     assert torch.allclose(edited[2], STIMULI[2], atol=1e-3)
-    alone = Tilt(memory, memory.code(STIMULI[1:2]), objective[1:2], torch.tensor([1000.0]))
-    again = tilted_sample(knows(STIMULI[1:2]), start[1:2], ALPHAS, 18, alone, ROWS[1:2])
-    assert torch.allclose(again[0], edited[1], atol=1e-4), "its noise is fixed by the row, whatever stands beside it"
+    alone = Tilt(memory, STIMULI[1:2], objective[1:2], torch.tensor([1000.0]))
+    again = tilted_sample(knows(STIMULI[1:2]), start[1:2], ALPHAS, 18, alone)
+    assert torch.allclose(again[0], edited[1], atol=1e-4), "its noise is fixed by the stimulus, wherever it stands"
+
+
+def test_an_edit_step_beyond_the_last_is_refused() -> None:
+    still = tilt_of(memory_of(), -normal(3, COUNT + 1, seed=4).abs(), 1.0)
+    with pytest.raises(InputError, match=r"edit_step: an integer in 1…19"):
+        tilted_sample(knows(STIMULI), STIMULI, ALPHAS, 20, still)

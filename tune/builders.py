@@ -260,8 +260,9 @@ def editor(
     network = load_vae_folder(vae)
     with torch.no_grad():
         latents, _ = network.encode(torch.tensor(dataset.subjects[subject].response))
-    rows = torch.tensor(dataset.split["train"])
-    bank = make_bank(latents[rows], rows, config.bank_size, seed=0)
+    training, picture = training_pictures(dataset)
+    rows = torch.tensor(training)
+    bank = make_bank(latents[rows], rows, torch.tensor(picture), config.bank_size, seed=0)
     variance = float(dataset.images(dataset.split["train"]).var(dim=0).mean())
     return Editor(unet, unet.alphas, model.requires_grad_(False), bank, config, variance, unet.memory), latents
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tune.leases import HEARTBEAT, PATIENCE, Holder, Lease, acquire
-from tune.stage_graph import ProgressCallback, Scope, Stage, StageContext, source_digest, topological
+from tune.sources import source_digest
+from tune.stage_graph import ProgressCallback, Scope, Stage, StageContext, topological
 from tune.store import DamagedStage, Manifest, StageStore
 
 __all__ = ["PlanRow", "Stage", "StageContext", "StageResult", "StageUse", "ensure", "plan", "source_digest", "topological"]

@@ -7,49 +7,26 @@ seed and dtype, and the bytes of the source files that compute it. So a change o
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from tune.sources import source_digest
+
 Scope = Literal["study", "trial"]
 ProgressCallback = Callable[["Stage", Any], None]
-
-
-@cache
-def source_digest(modules: tuple[str, ...]) -> str:
-    """SHA-256 of the source bytes of `modules`, found without importing them; a package counts with all its modules.
-
-    Raises ModuleNotFoundError for a name without source.
-    """
-    digest = hashlib.sha256()
-    for module in sorted(set(modules)):
-        top, *rest = module.split(".")
-        spec = importlib.util.find_spec(top)  # of a submodule it would import the parents
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"no source of {module}")
-        folder = Path(spec.origin).parent.joinpath(*rest)
-        single = Path(spec.origin) if not rest and not spec.submodule_search_locations else folder.with_suffix(".py")
-        files = [single] if single.is_file() else sorted(folder.rglob("*.py"))
-        if not files:
-            raise ModuleNotFoundError(f"no source of {module}")
-        for file in files:
-            content = file.read_bytes()
-            digest.update(f"{module} {file.relative_to(folder.parent).as_posix()} {len(content)}\n".encode())
-            digest.update(content)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One node of the graph.
 
-    `config` holds only what the stage reads, as JSON values; `modules` name the source that computes it; `inputs` are the
-    stages it reads, by name; `build` writes its files into `context.folder`. What may differ without changing the
-    content (threads, paths, progress) belongs into `build` itself (functools.partial), not into `config`.
+    `config` holds only what the stage reads, as JSON values; `modules` name its source (see tune.sources); `inputs` are the
+    stages it reads, by name; `build` writes its files into `context.folder`. What may differ without changing the content
+    (threads, paths, progress) belongs into `build` itself (functools.partial), not into `config`.
     """
 
     kind: str

@@ -16,12 +16,10 @@ from migvis.vae import standard
 from tune import builders
 from tune.stage_graph import Stage
 
-_DATA = ("migvis.data.dataset", "migvis.randomness")
-_FIT = ("migvis.training", "migvis.optimizer", "migvis.randomness")
-_DENOISER = ("migvis.unet", "migvis.memory", "migvis.diffusion", *_FIT)
-_ORACLE = ("migvis.metrics.instrument", "migvis.metrics.render_fit", "migvis.metrics.selectivity", "migvis.data.synthetic")
-_CRITIC = ("migvis.critic", "migvis.critic_batches", "migvis.encoders", "migvis.pretrained", *_FIT)
-_EDIT = ("migvis.synthesis", "migvis.guidance", "migvis.tilt", "migvis.memory", "migvis.diffusion")
+_DATA = ("migvis.data.dataset",)
+_DENOISER = ("migvis.diffusion",)
+_SCORES = ("migvis.metrics.edit_scores", "migvis.data.synthetic")
+"""Modules by which a stage's source is known; what they import is found (tune.sources)."""
 
 EXPECTED_SECONDS = {
     "denoiser": 340.0,
@@ -77,7 +75,7 @@ class Stages:
             "clean": critic.training_images == "clean",
         }
         inputs = {} if critic.training_images == "clean" else {"pool": self.pool()}
-        modules = ("migvis.encoders", "migvis.pretrained", "migvis.critic")
+        modules = ("migvis.critic",)
         build = partial(builders.build_embeddings, encoder_weights=critic.encoder_weights)
         return self._stage("embeddings", config, build, inputs=inputs, modules=modules, scope="study")
 
@@ -85,9 +83,8 @@ class Stages:
         """The calibrated oracle of rendered stimuli, or probes, which are fitted on the pool, too."""
         inputs = {} if self.rendered else {"pool": self.pool()}
         config = {"data": self.data_digest}
-        modules = (*_ORACLE, "migvis.metrics.probes")
         return self._stage(
-            "instruments", config, builders.build_instruments, inputs=inputs, modules=modules, seed=self.seed, scope="study"
+            "instruments", config, builders.build_instruments, inputs=inputs, modules=_SCORES, seed=self.seed, scope="study"
         )
 
     def trajectory(self, split: str = "validation", count: int | None = None) -> Stage:
@@ -103,13 +100,12 @@ class Stages:
         }
         inputs = {"denoiser": self.denoiser()}
         scope: Any = "study" if split == "validation" else "trial"
-        modules = ("migvis.diffusion", "migvis.metrics.selectivity")
         return self._stage(
             "trajectory",
             config,
             builders.build_trajectory,
             inputs=inputs,
-            modules=modules,
+            modules=(*_DENOISER, *_SCORES),
             seed=self.seed,
             label=split,
             scope=scope,
@@ -134,26 +130,18 @@ class Stages:
 
     def _vae(self, kind: str, fields: dict[str, Any], subject: str, seed: int) -> Stage:
         config = {"data": self.data_digest, "subject": subject, "vae": fields}
-        modules = ("migvis.vae", *_FIT)
-        return self._stage(kind, config, builders.build_vae, modules=modules, seed=seed, label=f"{subject} seed {seed}")
+        return self._stage(kind, config, builders.build_vae, modules=("migvis.vae",), seed=seed, label=f"{subject} seed {seed}")
 
     def representation(self, subject: str, seed: int, split: str = "validation") -> Stage:
         """R², RMSE, group_mig and MIG of the VAE and of the standard VAE on one split."""
         inputs = {"vae": self.vae(subject, seed), "standard_vae": self.standard_vae(subject, seed)}
         config = {"data": self.data_digest, "split": split, "subject": subject}
-        modules = (
-            "migvis.metrics.reconstruction",
-            "migvis.metrics.disentanglement",
-            "migvis.metrics.group_disentanglement",
-            "migvis.metrics.logistic",
-            "migvis.metrics.arrays",
-        )
         return self._stage(
             "representation",
             config,
             builders.build_representation,
             inputs=inputs,
-            modules=modules,
+            modules=("migvis.metrics.representation",),
             seed=self.seed,
             label=f"{subject} {split}",
         )
@@ -169,7 +157,9 @@ class Stages:
         fields = self.configuration.critic.model_dump(mode="json", exclude={"encoder_weights", "pool_draws"})
         config = {"data": self.data_digest, "subject": subject, "critic": fields, "weights": _weights(self.configuration)}
         build = partial(builders.build_critic, encoder_weights=self.configuration.critic.encoder_weights)
-        return self._stage("critic", config, build, inputs=inputs, modules=_CRITIC, seed=seed, label=f"{subject} seed {seed}")
+        return self._stage(
+            "critic", config, build, inputs=inputs, modules=("migvis.critic",), seed=seed, label=f"{subject} seed {seed}"
+        )
 
     def synthesis(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:
         """The scored `target` edits of groups 1 and 2, some edits of the others, and unguided ones."""
@@ -194,7 +184,7 @@ class Stages:
             fields,
             builders.build_synthesis,
             inputs=inputs,
-            modules=_EDIT,
+            modules=("migvis.synthesis",),
             seed=self.seed,
             label=f"{subject} {split}",
         )
@@ -203,9 +193,8 @@ class Stages:
         """Selectivity and realism of the scored edits, as the instrument reads them."""
         inputs = {"synthesis": self.synthesis(subject, seed, split, count), "instruments": self.instruments()}
         config = {"data": self.data_digest}
-        modules = (*_ORACLE, "migvis.metrics.probes", "migvis.metrics.features")
         return self._stage(
-            "evaluation", config, builders.build_evaluation, inputs=inputs, modules=modules, label=f"{subject} {split}"
+            "evaluation", config, builders.build_evaluation, inputs=inputs, modules=_SCORES, label=f"{subject} {split}"
         )
 
     def trial_stages(self, seeds: range) -> list[Stage]:

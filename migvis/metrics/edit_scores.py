@@ -13,6 +13,7 @@ from torch import Tensor
 from migvis.data.dataset import Dataset
 from migvis.errors import InputError
 from migvis.metrics.instrument import Oracle, calibrate_oracle, label_reading, object_symmetries, rows_of
+from migvis.metrics.novelty import training_distance
 from migvis.metrics.probes import Probes, fit_probes, probe_accuracy
 from migvis.metrics.selectivity import ATTRIBUTES, Reading, Symmetries, select_pairs, selectivity
 from migvis.randomness import permutation
@@ -126,13 +127,19 @@ def score_edits(dataset: Dataset, instrument: Instrument, edits: Mapping[str, Te
     """Metrics and readings of a batch of edits.
 
     edits: images [n, 1, H, W], group, pair, scale [n], and source, target [pairs] stimulus rows. Scored are the first
-    2 · pairs, which are edits of groups 1 and 2; those with γ = 0 give inversion_mse.
+    2 · pairs, which are edits of groups 1 and 2; those with γ = 0 give inversion_mse. training_distance is the median over
+    the scored edits, training_distance_stimuli over the held-out stimuli they start from: well below it, edits are copies.
     """
     source, target = edits["source"], edits["target"]
     pairs = len(source)
     unguided = edits["scale"] == 0
     returned, started = edits["images"][unguided], dataset.images(source[edits["pair"][unguided]].numpy())
-    metrics = {"inversion_mse": float((returned - started).square().mean())}
+    training = dataset.images(dataset.split["train"])
+    metrics = {
+        "inversion_mse": float((returned - started).square().mean()),
+        "training_distance": float(training_distance(edits["images"][: 2 * pairs], training).median()),
+        "training_distance_stimuli": float(training_distance(dataset.images(source.numpy()), training).median()),
+    }
     if instrument.kind == "none":
         return metrics, {"pair": edits["pair"][: 2 * pairs]}
     images, group, pair = (edits[name][: 2 * pairs] for name in ("images", "group", "pair"))

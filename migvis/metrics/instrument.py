@@ -97,11 +97,10 @@ def rows_of(reading: Reading, rows: Tensor) -> Reading:
 
 
 def calibrate_oracle(dataset: Dataset, seed: int, count: int = CALIBRATION_STIMULI) -> Oracle:
-    """Builds the bank for the angles that the stimuli have, and calibrates on `count` validation stimuli."""
-    labels = label_reading(dataset)
-    widest = float(labels.angles.abs().max())
+    """Builds the bank for the angles that training and validation stimuli have; calibrates on `count` of the latter."""
+    labels, validation = label_reading(dataset), dataset.split["validation"]
+    widest = float(labels.angles[np.concatenate([dataset.split["train"], validation])].abs().max())
     bank = build_bank(rotations=192 if widest <= 60 else 384, largest_angle=widest * 1.1, seed=seed)
-    validation = dataset.split["validation"]
     rows = torch.tensor(validation[permutation(seed, "calibration", 0, len(validation))[:count].numpy()])
     fit = fit_renders(dataset.images(rows.numpy()), bank)
     truth = rows_of(labels, rows)

@@ -26,6 +26,11 @@ def test_the_inversion_error_is_of_the_unguided_edits_and_their_own_sources(tmp_
         "source": source,
         "target": source.flip(0),
     }
+    copies = dataset.images(dataset.split["train"][:4])
+    images[1:5] = copies
     metrics, readings = score_edits(dataset, Instrument("none"), edits)
-    assert metrics == {"inversion_mse": pytest.approx(0.01, rel=1e-4)}
+    assert metrics["inversion_mse"] == pytest.approx(0.01, rel=1e-4)
+    assert metrics["training_distance"] == 0, "four of six scored edits are copies"
+    assert metrics["training_distance_stimuli"] > 0.1, "held-out stimuli are not"
+    assert metrics.keys() == {"inversion_mse", "training_distance", "training_distance_stimuli"}
     assert readings["pair"].tolist() == pair[:6].tolist()

@@ -109,6 +109,7 @@ def test_it_accepts_objects_and_refuses_what_a_person_would(dataset: Dataset, or
     assert share["target renders"] >= 0.8
     assert share["blends 50/50"] <= 0.25
     assert share["blurs, sigma 2 px"] <= 0.3
+    assert share["blurs, sigma 2 px"] < share["blurs, sigma 1 px"] < share["held-out stimuli"]
     assert share["blobs"] <= 0.2
     assert share["blanks"] == share["noise"] == 0
 

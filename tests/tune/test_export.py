@@ -42,7 +42,7 @@ def result_of(folder: Path, number: int) -> TrialResult:
 
     torch.manual_seed(number)
     rank = number + 1
-    bank = make_bank(torch.randn(9, 2 * rank), torch.arange(9), 5, seed=0)
+    bank = make_bank(torch.randn(9, 2 * rank), torch.arange(9), torch.arange(9), 5, seed=0)
     models = {"M1": (NeuralVAE(configuration(rank).vae, 4, 3, 8), Critic(configuration(rank).critic, 2, rank, 32), bank)}
     write_models(folder / "models", configuration(rank), models, 0.2)
     Image.new("L", (8, 8)).save(folder / "edits.png")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from migvis.config import PRESETS, Configuration
+from tune.sources import source_files
 from tune.stage_graph import topological
 from tune.stages import EXPECTED_SECONDS, Stages
 
@@ -80,3 +81,22 @@ def test_seed_and_data_are_in_every_fit() -> None:
 
 def test_every_kind_has_an_expected_cost() -> None:
     assert {name.split()[0] for name in keys(PRESETS["quick"], rendered=False)} <= set(EXPECTED_SECONDS)
+
+
+def test_a_stage_reads_the_source_of_all_that_computes_it() -> None:
+    stages = Stages(Path("set.h5"), "digest", PRESETS["quick"], seed=0)
+    needed = {
+        stages.denoiser(): {"diffusion", "unet", "memory", "training", "optimizer", "randomness"},
+        stages.representation("M1", 0): {"representation", "group_disentanglement", "logistic", "reconstruction", "vae"},
+        stages.trajectory(): {"diffusion", "edit_scores", "selectivity", "rotations", "instrument", "objects"},
+        stages.instruments(): {"edit_scores", "render_fit", "renderer", "rotations", "probes"},
+        stages.critic("M1", 0): {"critic", "critic_batches", "encoders", "training"},
+        stages.synthesis("M1", 0): {"synthesis", "guidance", "tilt", "memory", "diffusion"},
+        stages.evaluation("M1", 0): {"edit_scores", "selectivity", "novelty", "render_fit", "rotations"},
+    }
+    for stage, names in needed.items():
+        files = source_files(stage.modules)
+        assert names | {"builders", "dataset"} <= {file.stem for file in files}, stage.kind
+        assert not {"config", "errors", "run", "store"} & {file.stem for file in files}, stage.kind
+    vae = {file.stem for file in source_files(stages.vae("M1", 0).modules)}
+    assert not {"unet", "diffusion", "critic", "synthesis"} & vae, "a change of the denoiser refits no VAE"
