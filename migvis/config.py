@@ -1,6 +1,8 @@
 """Typed, validated, frozen configuration: one class per stage, and the presets "quick" and "paper".
 
-Defaults are the papers' figures, so `Configuration()` is the preset "paper" but for what a preset names.
+Defaults are the papers' figures, and `Configuration()` is the preset "paper". Where the papers are silent or the method
+gains plainly, it departs from them: inversion is corrected and stimuli are dequantised (SynthesisConfig), the critic's
+embeddings drop out (CriticConfig).
 A value is read in one place only: the class here. Unknown keys and values out of range are refused by
 pydantic with the section and the field in the message.
 """
@@ -52,7 +54,7 @@ class VAEConfig(Section):
     """Neural VAE (A Eq. 2). D = group_count * group_rank latent dimensions."""
 
     pc_weight: NonNegative = Field(5e-5, description="beta, the weight of the partial correlation in nats")
-    group_count: int = Field(4, ge=2, le=64, description="G, the number of latent groups")
+    group_count: int = Field(4, ge=2, le=4096, description="G, the number of latent groups")
     group_rank: int = Field(6, ge=1, le=64, description="D_g, latent dimensions per group")
     hidden_width: Count = 64
     kl_weight: NonNegative = Field(2e-3, description="weight of the KL term, a mean over batch and dimensions")
@@ -104,7 +106,10 @@ class DenoiserConfig(Section):
     time_bias: float = Field(1.0, ge=1, le=4, description="k of t = ceil(T u^k), u uniform; 1: uniform t; above: more small t")
     attention_pixels: Count = Field(256, description="self-attention on levels of at most so many positions")
     memory_copies: int = Field(
-        0, ge=0, le=64, description="copies in which it remembers each training picture, all but one warped; 0: no memory"
+        0,
+        ge=0,
+        le=64,
+        description="copies in which it remembers each training picture and of its mirror image; 0: none",
     )
     memory_recall: float = Field(
         0.7, ge=0, le=1, description="share of training draws whose own picture stays in the memory; the rest stand for new ones"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -181,7 +181,9 @@ def training_loss(
         loss = loss + config.supervision_weight * config.category_weight * terms["category"]
     if config.pc_weight > 0 or with_pc:
         z, mean, log_var = gather(torch.cat([z, mean, log_var], dim=1), shard, rows).chunk(3, dim=1)
-        terms["pc"] = partial_correlation(z, mean, log_var, config.group_count, dataset_size)
+        with torch.autocast(z.device.type, enabled=False):
+            z, mean, log_var = (tensor.to(normalised.dtype) for tensor in (z, mean, log_var))
+            terms["pc"] = partial_correlation(z, mean, log_var, config.group_count, dataset_size)
         loss = loss + config.pc_weight * terms["pc"]
     return loss, terms
 
@@ -221,8 +223,11 @@ def fit_vae(
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> tuple[NeuralVAE, FitResult]:
     """Fit a NeuralVAE to the training stimuli of one subject, in float64 if the responses are, else in float32.
+
+    precision="bf16" runs the networks in bfloat16; the partial correlation, a difference of large terms, stays in float32.
 
     Raw training data, a row for each distinct stimulus: responses [n, N], pose [n, 6] (degrees first; only its
     first 3 columns are read unless config.pose_labels is "all"), category int64 [n]. A label that is None, or
@@ -270,7 +275,7 @@ def fit_vae(
 
     result = fit(
         vae, step_loss, name="vae", steps=steps, learning_rate=config.learning_rate, checkpoint=checkpoint, shard=shard,
-        progress=progress, log_every=LOG_EVERY,
+        progress=progress, log_every=LOG_EVERY, precision=precision,
     )  # fmt: skip
     saturation = (config.group_count - 1) * math.log(count)
     result.curves["pc_saturation"] = [(at, value / saturation) for at, value in result.curves["pc"]]

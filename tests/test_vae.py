@@ -153,6 +153,18 @@ def test_resumed_fit_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
     assert not torch.equal(other.decoder[0].weight, whole.decoder[0].weight)
 
 
+def test_a_fit_in_bfloat16_keeps_its_partial_correlation_in_float32() -> None:
+    """As a GPU would run it; here on the CPU."""
+    responses, pose, category = planted_population()
+    arguments = (responses[TRAIN], pose[TRAIN], category[TRAIN], SMALL)
+    exact, reference = fit_vae(*arguments, category_count=CATEGORIES, seed=4)
+    rounded, result = fit_vae(*arguments, category_count=CATEGORIES, seed=4, precision="bf16")
+    assert all(weight.dtype == torch.float32 for weight in rounded.parameters())
+    for term in ("mse", "pc"):
+        assert result.curves[term][-1][1] == pytest.approx(reference.curves[term][-1][1], rel=0.05)
+    assert not torch.equal(*(next(vae.parameters()) for vae in (exact, rounded)))
+
+
 def test_diagonal_readout_aligns_group_1_with_the_angles() -> None:
     responses, pose, category = planted_population()
     config = SMALL.model_copy(update={"readout": "diagonal", "epochs": 120})

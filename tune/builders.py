@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from migvis.config import CriticConfig, DenoiserConfig, SynthesisConfig, VAEConfig
-from migvis.data import Dataset, load_dataset
+from migvis.config import CriticConfig, SynthesisConfig
+from migvis.data import Dataset
 from migvis.diffusion import (
     Denoise,
     clip_clean,
@@ -20,13 +19,12 @@ from migvis.diffusion import (
     ddim_sample,
     denoised_pool,
     dequantise,
-    fit_denoiser,
     max_edit_index,
 )
 from migvis.metrics.edit_scores import evaluation_pairs, load_instrument, make_instrument, score_edits
 from migvis.metrics.representation import representation_metrics
 from migvis.synthesis import Editor, Edits, make_bank, target_edits
-from migvis.training import WHOLE, Progress, Shard
+from migvis.training import Progress
 from migvis.unet import UNet
 from migvis.weights import (
     load_critic_folder,
@@ -34,12 +32,10 @@ from migvis.weights import (
     load_vae_folder,
     read_tensors,
     save_bank,
-    save_critic,
-    save_denoiser,
     save_json,
     save_tensors,
-    save_vae,
 )
+from tune.stage_data import clean_pictures, dataset_at, device, training_pictures
 from tune.stage_graph import StageContext
 
 SHOWN_PAIRS = 2
@@ -48,77 +44,10 @@ COMPARED_STEP = 0.9
 """Fraction of T at which the inversion error of all trials is compared."""
 
 
-@lru_cache(maxsize=2)
-def dataset_at(path: Path) -> Dataset:
-    """The data set, read once per process."""
-    return load_dataset(path)
-
-
-def device() -> str:
-    """Where fits and synthesis run."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @lru_cache(maxsize=1)
 def denoiser_at(folder: Path) -> UNet:
     """The frozen denoiser, read once per process: to work out what it remembers takes seconds."""
     return load_denoiser(folder).to(device())
-
-
-def training_pictures(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Training stimuli [n] (rows) and, per stimulus, the index of its picture among the distinct training pictures."""
-    rows = dataset.split["train"].copy()  # the data set's arrays are read-only, which PyTorch warns of
-    _, picture = np.unique(dataset.picture_id[rows], return_inverse=True)
-    return rows, picture
-
-
-def clean_pictures(dataset: Dataset) -> Tensor:
-    """The distinct training pictures [P, 1, H, W] in [−1, 1], in the order of training_pictures."""
-    rows, picture = training_pictures(dataset)
-    _, first = np.unique(picture, return_index=True)
-    return dataset.images(rows[first])
-
-
-def denoiser_job(
-    data_path: Path,
-    fields: dict[str, Any],
-    seed: int,
-    checkpoint: Path,
-    folder: Path,
-    *,
-    shard: Shard = WHOLE,
-    progress: Any = None,
-) -> dict[str, Any]:
-    """Fits the denoiser in this process or as one of several workers; rank 0 writes it to `folder`."""
-    images = clean_pictures(dataset_at(data_path))
-    config = DenoiserConfig.model_validate(fields)
-    unet, result = fit_denoiser(images, config, seed=seed, shard=shard, checkpoint=checkpoint, progress=progress, device=device())
-    if shard.rank == 0:
-        save_denoiser(folder, unet.cpu())
-    return {"curves": result.curves}
-
-
-def build_denoiser(data_path: Path, context: StageContext, *, workers: int, threads: int, ray_train: bool) -> None:
-    """Fits ε_θ, through Ray Train where asked."""
-    fields, seed = dict(context.stage.config["denoiser"]), context.stage.seed
-    assert seed is not None
-    checkpoint = context.scratch / "denoiser.pt"
-    if not ray_train:
-        context.log.update(denoiser_job(data_path, fields, seed, checkpoint, context.folder, progress=context.progress))
-        return
-    from tune.training_jobs import fit_with_ray_train
-
-    context.progress(Progress("denoiser (starting Ray Train)", 0, fields["training_steps"], 0.0, 0.0, 0.0))
-    log = fit_with_ray_train(
-        denoiser_job,
-        {"data_path": data_path, "fields": fields, "seed": seed, "checkpoint": checkpoint, "folder": context.folder},
-        workers=workers,
-        threads_per_worker=threads,
-        folder=context.scratch,
-        run_name="denoiser",
-        progress=context.progress,
-    )
-    context.log.update(log)
 
 
 def build_pool(data_path: Path, context: StageContext) -> None:
@@ -178,26 +107,6 @@ def build_trajectory(data_path: Path, context: StageContext) -> None:
     save_json(context.folder / "trajectory.json", {"inversion_mse_0.9T": error})
 
 
-def build_vae(data_path: Path, context: StageContext) -> None:
-    """Fits a VAE (neural or standard) of one subject."""
-    from migvis.vae import fit_vae
-
-    dataset, config = dataset_at(data_path), context.stage.config
-    rows, stimuli = dataset.split["train"], dataset.stimuli
-    vae, result = fit_vae(
-        torch.tensor(dataset.subjects[config["subject"]].response[rows]),
-        None if stimuli.pose is None else torch.tensor(stimuli.pose[rows]),
-        None if stimuli.category_id is None else torch.tensor(stimuli.category_id[rows]),
-        VAEConfig.model_validate(dict(config["vae"])),
-        category_count=len(stimuli.category_names) if stimuli.category_id is not None else 0,
-        seed=_seed(context),
-        checkpoint=context.scratch / "vae.pt",
-        progress=context.progress,
-    )
-    save_vae(context.folder, vae)
-    context.log["curves"] = result.curves
-
-
 def build_representation(data_path: Path, context: StageContext) -> None:
     """metrics.json: what the VAE and the standard VAE keep of the responses, and how they are disentangled."""
     config = context.stage.config
@@ -210,46 +119,6 @@ def build_representation(data_path: Path, context: StageContext) -> None:
         seed=_seed(context),
     )
     save_json(context.folder / "metrics.json", metrics)
-
-
-def build_critic(data_path: Path, context: StageContext, encoder_weights: str | None = None) -> None:
-    """Fits the critic of one subject; its bounds of mutual information on validation pictures go into the log."""
-    from migvis.critic import fit_critic, mi_bound
-
-    config, dataset = context.stage.config, dataset_at(data_path)
-    critic_config = CriticConfig.model_validate({**config["critic"], "encoder_weights": encoder_weights})
-    rows, picture = training_pictures(dataset)
-    vae = load_vae_folder(context.input("vae"))
-    responses = torch.tensor(dataset.subjects[config["subject"]].response)
-    with torch.no_grad():
-        mean, log_var = vae.encode(responses[rows])
-    pool = read_tensors(context.input("pool") / "pool.safetensors")["pool"] if "pool" in context.stage.inputs else None
-    embeddings = None
-    if "embeddings" in context.stage.inputs:
-        embeddings = read_tensors(context.input("embeddings") / "embeddings.safetensors")["embeddings"]
-    critic, result = fit_critic(
-        clean_pictures(dataset),
-        pool,
-        mean,
-        log_var,
-        torch.tensor(picture),
-        critic_config,
-        vae.group_count,
-        embeddings=embeddings,
-        seed=_seed(context),
-        checkpoint=context.scratch / "critic.pt",
-        progress=context.progress,
-        device=device(),
-    )
-    critic = critic.cpu()
-    save_critic(context.folder, critic)
-    held_out = dataset.split["validation"].copy()
-    _, first = np.unique(dataset.picture_id[held_out], return_index=True)
-    with torch.no_grad():
-        latents, _ = vae.encode(responses[held_out[first]])
-        bounds = mi_bound(critic, dataset.images(held_out[first]), latents, critic_config.evaluation_candidates, _seed(context))
-    context.log["curves"] = result.curves
-    save_json(context.folder / "bounds.json", {str(group): list(bound) for group, bound in bounds.items()})
 
 
 def editor(

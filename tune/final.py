@@ -14,11 +14,12 @@ from migvis.figures import GridRow, edit_grid
 from migvis.synthesis import Editor, Edits, shift_edits, target_edits
 from migvis.training import Progress
 from migvis.weights import read_json, read_tensors
-from tune.builders import dataset_at, editor
+from tune.builders import editor
 from tune.context import StudyContext
 from tune.pictures import group_label, names_of, selectivity_picture, trial_grid
 from tune.selection import Selected
 from tune.space import apply
+from tune.stage_data import dataset_at
 from tune.summary import git_revision
 from tune.trial import Runner, means, seeds_of, stage_folders, stages_of, write_study_models
 from tune.trial_result import FinalResult

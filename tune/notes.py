@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from migvis.config import Configuration
+from migvis.data import Dataset
+from migvis.metrics.probes import LEAST_CATEGORY_ACCURACY, LEAST_ROTATION_R2
 from tune.selection import LEAST_MOVE, own_move
 
 SATURATED = 0.8
 """Share of its largest possible value above which the estimated partial correlation has lost its gradient."""
 SELECTIVE = 0.05
 """Selectivity on test pairs from which edits carry their own attribute clearly further than the other one."""
+
+
+def cautions(configuration: Configuration, dataset: Dataset) -> list[str]:
+    """What a user should know before a study begins: what its data or its settings leave out."""
+    found = []
+    for group, name, labels in ((1, "pose", dataset.stimuli.pose), (2, "category", dataset.stimuli.category_id)):
+        if labels is None:
+            found.append(f"the data set has no {name} labels: group {group} is fitted without supervision")
+    if configuration.synthesis.guidance == "gradient" and configuration.critic.training_images == "clean":
+        found.append(
+            "synthesis.guidance=gradient asks the critic about blurred estimates, and critic.training_images=clean never "
+            "showed it any: edits may fool it and be no objects (pool is the remedy)"
+        )
+    return found
 
 
 def notes(trials: Sequence[Mapping[str, float]], final: Mapping[str, float]) -> list[str]:
@@ -21,6 +38,12 @@ def notes(trials: Sequence[Mapping[str, float]], final: Mapping[str, float]) -> 
         found.append(
             f"in {saturated} of {len(measured)} trials the partial correlation was saturated "
             f"(pc_saturation above {SATURATED:g}): pc_weight had nothing to act on there"
+        )
+    category, rotation = final.get("instrument/category_accuracy", 1.0), final.get("instrument/pose_r2", 1.0)
+    if category < LEAST_CATEGORY_ACCURACY or rotation < LEAST_ROTATION_R2:
+        found.append(
+            f"the instrument reads the category of {category:.2f} of held-out stimuli and their rotation with R² {rotation:.2f}, "
+            f"below {LEAST_CATEGORY_ACCURACY:g} or {LEAST_ROTATION_R2:g}: selectivity decides nothing here"
         )
     selectivity, move = final.get("selectivity"), own_move(final)
     if selectivity is None or selectivity >= SELECTIVE:

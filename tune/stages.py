@@ -13,10 +13,10 @@ from typing import Any
 
 from migvis.config import Configuration
 from migvis.vae import standard
-from tune import builders
+from tune import builders, fits
 from tune.stage_graph import Stage
 
-_DATA = ("migvis.data.dataset",)
+_DATA = ("migvis.data.dataset", "tune.stage_data")
 _DENOISER = ("migvis.diffusion",)
 _SCORES = ("migvis.metrics.edit_scores", "migvis.data.synthetic")
 """Modules by which a stage's source is known; what they import is found (tune.sources)."""
@@ -50,12 +50,18 @@ class Stages:
     ray_train: bool = False
 
     def _stage(self, kind: str, config: dict[str, Any], build: Any, *, modules: tuple[str, ...], **options: Any) -> Stage:
-        return Stage(kind, config, partial(build, self.data_path), modules=("tune.builders", *_DATA, *modules), **options)
+        function = build.func if isinstance(build, partial) else build
+        sources = (function.__module__, *_DATA, *modules)
+        return Stage(kind, config, partial(build, self.data_path), modules=sources, **options)
+
+    def _workers(self, ray_train: bool = False) -> fits.Workers:
+        """Several workers run through Ray Train; a fit of seconds by a single one need not wait for its start."""
+        return fits.Workers(self.workers, self.threads, ray_train or self.workers > 1)
 
     def denoiser(self) -> Stage:
         """ε_θ, fitted once for all trials; through Ray Train where `ray_train` asks for it."""
         config = {"data": self.data_digest, "denoiser": self.configuration.denoiser.model_dump(mode="json")}
-        build = partial(builders.build_denoiser, workers=self.workers, threads=self.threads, ray_train=self.ray_train)
+        build = partial(fits.build_denoiser, workers=self._workers(self.ray_train))
         return self._stage("denoiser", config, build, modules=_DENOISER, seed=self.seed, scope="study")
 
     def pool(self) -> Stage:
@@ -84,7 +90,13 @@ class Stages:
         inputs = {} if self.rendered else {"pool": self.pool()}
         config = {"data": self.data_digest}
         return self._stage(
-            "instruments", config, builders.build_instruments, inputs=inputs, modules=_SCORES, seed=self.seed, scope="study"
+            "instruments",
+            config,
+            builders.build_instruments,
+            inputs=inputs,
+            modules=_SCORES,
+            seed=self.seed,
+            scope="study",
         )
 
     def trajectory(self, split: str = "validation", count: int | None = None) -> Stage:
@@ -112,10 +124,12 @@ class Stages:
         )
 
     def study_stages(self) -> list[Stage]:
-        """What is built before the first trial, so that no trial waits for a long fit."""
+        """What is built before the first trial, so that no trial waits for a long fit; what may be refused comes first."""
         pool = [self.pool()] if self.configuration.critic.training_images == "pool" or not self.rendered else []
         embeddings = self.embeddings()
-        return [self.denoiser(), *pool, self.instruments(), self.trajectory(), *([] if embeddings is None else [embeddings])]
+        first = [self.instruments()] if self.rendered else []
+        last = [self.trajectory(), *([] if embeddings is None else [embeddings])]
+        return [*first, self.denoiser(), *pool, *([] if first else [self.instruments()]), *last]
 
     def vae(self, subject: str, seed: int) -> Stage:
         """The neural VAE of one subject."""
@@ -130,7 +144,14 @@ class Stages:
 
     def _vae(self, kind: str, fields: dict[str, Any], subject: str, seed: int) -> Stage:
         config = {"data": self.data_digest, "subject": subject, "vae": fields}
-        return self._stage(kind, config, builders.build_vae, modules=("migvis.vae",), seed=seed, label=f"{subject} seed {seed}")
+        return self._stage(
+            kind,
+            config,
+            partial(fits.build_vae, workers=self._workers()),
+            modules=("migvis.vae",),
+            seed=seed,
+            label=f"{subject} seed {seed}",
+        )
 
     def representation(self, subject: str, seed: int, split: str = "validation") -> Stage:
         """R², RMSE, group_mig and MIG of the VAE and of the standard VAE on one split."""
@@ -156,7 +177,8 @@ class Stages:
             inputs["pool"] = self.pool()
         fields = self.configuration.critic.model_dump(mode="json", exclude={"encoder_weights", "pool_draws"})
         config = {"data": self.data_digest, "subject": subject, "critic": fields, "weights": _weights(self.configuration)}
-        build = partial(builders.build_critic, encoder_weights=self.configuration.critic.encoder_weights)
+        weights = self.configuration.critic.encoder_weights
+        build = partial(fits.build_critic, encoder_weights=weights, workers=self._workers())
         return self._stage(
             "critic", config, build, inputs=inputs, modules=("migvis.critic",), seed=seed, label=f"{subject} seed {seed}"
         )
@@ -194,7 +216,12 @@ class Stages:
         inputs = {"synthesis": self.synthesis(subject, seed, split, count), "instruments": self.instruments()}
         config = {"data": self.data_digest}
         return self._stage(
-            "evaluation", config, builders.build_evaluation, inputs=inputs, modules=_SCORES, label=f"{subject} {split}"
+            "evaluation",
+            config,
+            builders.build_evaluation,
+            inputs=inputs,
+            modules=_SCORES,
+            label=f"{subject} {split}",
         )
 
     def trial_stages(self, seeds: range) -> list[Stage]:

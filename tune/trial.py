@@ -16,17 +16,19 @@ import torch
 
 from migvis.bundle import write_models
 from migvis.config import Configuration
-from migvis.data import load_dataset
+from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.errors import InputError
+from migvis.metrics.edit_scores import evaluation_pairs
 from migvis.training import Progress
-from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_json
-from tune.builders import dataset_at, training_pictures
+from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_json, save_vae
 from tune.context import DataSummary, StudyContext
+from tune.notes import cautions
 from tune.pictures import selectivity_picture, trial_grid
 from tune.pipeline import StageResult, StageUse, ensure
 from tune.pipeline import plan as plan_stages
 from tune.space import SearchSpace, apply
+from tune.stage_data import dataset_at, training_pictures
 from tune.stage_graph import Stage
 from tune.stages import EXPECTED_SECONDS as STAGE_SECONDS
 from tune.stages import Stages
@@ -62,8 +64,24 @@ def open_data(config: StudyConfig, storage: Path) -> DataSummary:
     rendered = dataset.source == "synthetic"
     possible = {"group_mig": labelled, "selectivity": both, "realism": rendered}
     objectives = tuple(name for name, exists in possible.items() if exists)
+    _check_pairs(dataset, config)
     _, picture = training_pictures(dataset)
     return DataSummary(path, dataset.digest, int(picture.max()) + 1, objectives or ("neural_r2",), rendered)
+
+
+def _check_pairs(dataset: Dataset, config: StudyConfig) -> None:
+    """Raises InputError where a split has too few pairs of stimuli: the test split would be asked only at the very end."""
+    synthesis = config.synthesis
+    for split, count in (("validation", synthesis.trial_pairs), ("test", synthesis.final_pairs)):
+        evaluation_pairs(dataset, split, count, seed=0)
+
+
+def _check_encoder(configuration: Configuration) -> None:
+    """Raises InputError where a pretrained encoder cannot be loaded: critics are fitted after the longest fit of all."""
+    if configuration.critic.encoder == "dino":
+        from migvis.encoders import build_encoder
+
+        build_encoder(configuration.critic, configuration.data.image_size)
 
 
 def stages_of(context: StudyContext, configuration: Configuration, *, ray_train: bool = False) -> Stages:
@@ -118,8 +136,11 @@ class Runner:
 
 def prepare(context: StudyContext) -> Prepared:
     """Builds the stages that all trials share: denoiser, pool, instruments, trajectory, embeddings."""
+    _check_encoder(context.config.configuration)
     runner = Runner(context, "prepare", "prepare")
     stages = stages_of(context, context.config.configuration, ray_train=True)
+    for caution in cautions(context.config.configuration, dataset_at(context.data_path)):
+        runner.reporter.line(f"note: {caution}")
     artifacts = {}
     for stage in stages.study_stages():
         result = runner(stage)
@@ -156,7 +177,10 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
     margin = context.config.search.r2_margin
     constraint = fmean(metrics["standard_neural_r2"] - margin - metrics["neural_r2"] for metrics in values.values())
     folder = context.trial_folder(number)
+    models = folder / "models"
     if constraint > 0:
+        for subject in subjects:
+            save_vae(models / subject, load_vae_folder(runner(stages.vae(subject, seeds[0])).path))
         metrics, per_seed = means(values)
         return TrialResult(
             metrics=metrics,
@@ -164,6 +188,7 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
             pruned=True,
             per_seed=per_seed,
             curves=curves,
+            artifacts={"models": models},
             stages=runner.records(),
             seconds=runner.seconds(),
         )
@@ -183,7 +208,6 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
             picture = selectivity_picture(evaluation.path, folder, subject)
             if picture is not None:
                 images[f"selectivity_{subject}"] = picture
-    models = folder / "models"
     write_study_models(models, configuration, {subject: stage_folders(runner, stages, subject, seeds[0]) for subject in subjects})
     metrics, per_seed = means(values)
     return TrialResult(

@@ -70,7 +70,8 @@ def make_instrument(
     """Tensors and description of a data set's instrument; `pictures` [P] the rows of the distinct training pictures.
 
     pool [P, draws, 1, H, W]: the denoised pictures that probes are fitted on; the oracle of rendered stimuli needs none.
-    Raises InputError where the instrument is too inaccurate on held-out stimuli to decide anything.
+    Raises InputError where the oracle is too inaccurate on held-out stimuli to decide anything. The accuracy of probes
+    stands in the description: where it is too low, a study says so (tune.notes).
     """
     if dataset.source == "synthetic":
         oracle = calibrate_oracle(dataset, seed)

@@ -1,19 +1,73 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from migvis.config import PRESETS
 from migvis.data import load_dataset
+from migvis.data.dataset import Dataset
 from migvis.data.synthetic.stimuli import make_synthetic
-from migvis.metrics.edit_scores import Instrument, score_edits
+from migvis.metrics.edit_scores import Instrument, evaluation_pairs, score_edits
+from migvis.metrics.instrument import label_reading
+from migvis.metrics.selectivity import Reading
 
 
-def test_the_inversion_error_is_of_the_unguided_edits_and_their_own_sources(tmp_path: Path) -> None:
-    config = PRESETS["quick"].data.model_copy(update={"stimulus_count": 128})
-    dataset = load_dataset(make_synthetic(config, tmp_path / "set.h5"))
+class Scripted(Instrument):
+    """An instrument that says what it is told, whatever it is shown; it knows how many images it was shown."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__("oracle", accuracy={"object_accuracy": 0.9})
+        self.reading, self.shown = reading, 0
+
+    def read(self, images: torch.Tensor) -> tuple[Reading, torch.Tensor]:
+        self.shown = len(images)
+        return self.reading, torch.full((len(images),), 0.1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    config = PRESETS["quick"].data.model_copy(update={"stimulus_count": 256})
+    return load_dataset(make_synthetic(config, tmp_path_factory.mktemp("set") / "set.h5"))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_perfect_edits_score_1_and_those_of_the_other_attribute_minus_1(dataset: Dataset, swapped: bool) -> None:
+    source, target = evaluation_pairs(dataset, "validation", 5, seed=0)
+    labels = label_reading(dataset)
+    group, pair = torch.tensor([1] * 5 + [2] * 5), torch.arange(5).repeat(2)
+    turned, changed = (group == 2, group == 1) if swapped else (group == 1, group == 2)
+    reading = Reading(
+        torch.where(changed, labels.category[target[pair]], labels.category[source[pair]]),
+        torch.where(turned[:, None], labels.angles[target[pair]], labels.angles[source[pair]]),
+        torch.tensor([True] * 4 + [False] + [True] * 5),
+    )
+    assert labels.object_id is not None
+    # the target's object where the category is the target's, so that symmetries are those of what is shown
+    objects = torch.where(changed, labels.object_id[target[pair]], labels.object_id[source[pair]])
+    instrument = Scripted(Reading(reading.category, reading.angles, reading.valid, objects))
+    extra = torch.tensor([0, 1])
+    edits = {
+        "images": torch.zeros(12, 1, 32, 32),
+        "group": torch.cat([group, torch.tensor([1, 1])]),
+        "pair": torch.cat([pair, extra]),
+        "scale": torch.tensor([5.0] * 10 + [0.0] * 2),
+        "source": source,
+        "target": target,
+    }
+    metrics, _ = score_edits(dataset, instrument, edits)
+    assert instrument.shown == 10, "the unguided edits are not scored"
+    sign = -1 if swapped else 1
+    assert metrics["realism"] == pytest.approx(0.9)
+    assert metrics["selectivity_group1"] == pytest.approx(0.8 * sign, abs=1e-5)
+    assert metrics["selectivity_group2"] == pytest.approx(sign, abs=1e-5)
+    assert metrics["selectivity"] == pytest.approx(0.9 * sign, abs=1e-5)
+    moves = [[metrics[f"move_{attribute}_group{g}"] for attribute in ("pose", "category")] for g in (1, 2)]
+    expected = [[0.0, 0.8], [1.0, 0.0]] if swapped else [[0.8, 0.0], [0.0, 1.0]]
+    assert torch.allclose(torch.tensor(moves), torch.tensor(expected), atol=1e-5)
+    assert metrics["instrument/object_accuracy"] == 0.9
+
+
+def test_the_inversion_error_is_of_the_unguided_edits_and_their_own_sources(dataset: Dataset) -> None:
     source = torch.tensor(dataset.split["validation"][:3])
     pair = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0])
     images = torch.full((8, 1, 32, 32), 0.3)

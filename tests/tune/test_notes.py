@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tune.notes import notes
+from types import SimpleNamespace
+
+import numpy as np
+
+from migvis.config import PRESETS
+from tune.notes import cautions, notes
 
 
 def test_saturation_and_edits_that_move_nothing_are_said() -> None:
@@ -26,3 +31,29 @@ def test_nothing_is_said_of_a_good_study_or_of_one_that_is_not_finished() -> Non
     assert notes([{"pc_saturation": 0.5}], {"selectivity": 0.4, "realism": 0.9}) == []
     assert notes([{"pc_saturation": 0.5}], {}) == []
     assert notes([], {}) == []
+
+
+def test_an_instrument_that_cannot_read_decides_nothing() -> None:
+    good = {"selectivity": 0.4, "instrument/category_accuracy": 0.9, "instrument/pose_r2": 0.8}
+    assert notes([], good) == []
+    for poor in ({"instrument/category_accuracy": 0.5}, {"instrument/pose_r2": 0.4}):
+        (said,) = notes([], good | poor)
+        assert "selectivity decides nothing" in said
+        assert "0.50" in said or "0.40" in said
+
+
+def test_missing_labels_and_a_critic_that_will_be_fooled_are_said_before_a_study() -> None:
+    def stimuli(pose: bool, category: bool) -> SimpleNamespace:
+        known = np.zeros(3)
+        return SimpleNamespace(stimuli=SimpleNamespace(pose=known if pose else None, category_id=known if category else None))
+
+    quick = PRESETS["quick"]
+    assert cautions(quick, stimuli(True, True)) == []
+    assert [said.split(":")[0] for said in cautions(quick, stimuli(False, False))] == [
+        "the data set has no pose labels",
+        "the data set has no category labels",
+    ]
+    gradient = quick.model_copy(update={"synthesis": quick.synthesis.model_copy(update={"guidance": "gradient"})})
+    (said,) = cautions(gradient, stimuli(True, True))
+    assert "critic.training_images=clean" in said
+    assert cautions(PRESETS["paper"], stimuli(True, True)) == []

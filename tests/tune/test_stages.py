@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from migvis.config import PRESETS, Configuration
+from migvis.config import PRESETS, Configuration, VAEConfig
 from tune.sources import source_files
 from tune.stage_graph import topological
 from tune.stages import EXPECTED_SECONDS, Stages
@@ -68,6 +68,20 @@ def test_the_standard_vae_is_shared_by_all_splits_of_its_dimensions() -> None:
     assert keys(base)["vae M1 seed 0"] != keys(split)["vae M1 seed 0"]
 
 
+def test_any_number_of_dimensions_has_a_standard_vae() -> None:
+    base = PRESETS["quick"]
+    wide = base.model_copy(update={"vae": base.vae.model_copy(update={"group_count": 12, "group_rank": 8})})
+    config = Stages(Path("set.h5"), "digest", wide, seed=0).standard_vae("M1", 0).config["vae"]
+    assert VAEConfig.model_validate(config).group_count == 96
+
+
+def test_the_oracle_is_calibrated_before_the_longest_fit() -> None:
+    kinds = [stage.kind for stage in Stages(Path("set.h5"), "digest", PRESETS["quick"], seed=0).study_stages()]
+    assert kinds == ["instruments", "denoiser", "trajectory"]
+    recordings = Stages(Path("set.h5"), "digest", PRESETS["quick"], seed=0, rendered=False).study_stages()
+    assert [stage.kind for stage in recordings] == ["denoiser", "pool", "instruments", "trajectory"]
+
+
 def test_how_a_stage_is_run_is_in_no_key() -> None:
     assert keys(PRESETS["quick"]) == keys(PRESETS["quick"], threads=7, workers=3, ray_train=True)
 
@@ -96,7 +110,8 @@ def test_a_stage_reads_the_source_of_all_that_computes_it() -> None:
     }
     for stage, names in needed.items():
         files = source_files(stage.modules)
-        assert names | {"builders", "dataset"} <= {file.stem for file in files}, stage.kind
+        assert names | {"stage_data", "dataset"} <= {file.stem for file in files}, stage.kind
+        assert {"builders", "fits"} & {file.stem for file in files} == {Path(stage.build.func.__code__.co_filename).stem}
         assert not {"config", "errors", "run", "store"} & {file.stem for file in files}, stage.kind
     vae = {file.stem for file in source_files(stages.vae("M1", 0).modules)}
     assert not {"unet", "diffusion", "critic", "synthesis"} & vae, "a change of the denoiser refits no VAE"

@@ -1,0 +1,60 @@
+"""All three fits as stages, by one worker in this process and by two through Ray Train. Real Ray, so slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from migvis.config import PRESETS, Configuration
+from migvis.data import load_dataset
+from migvis.data.synthetic.stimuli import make_synthetic
+from migvis.weights import read_tensors
+from tune.pipeline import ensure
+from tune.search_session import connect
+from tune.stages import Stages
+from tune.store import StageStore
+
+pytestmark = pytest.mark.slow
+QUICK = PRESETS["quick"]
+TINY = Configuration(
+    data=QUICK.data.model_copy(update={"stimulus_count": 128}),
+    vae=QUICK.vae.model_copy(update={"epochs": 4, "batch_size": 32}),
+    critic=QUICK.critic.model_copy(update={"infonce_batch": 16, "images_seen": 160, "minimum_steps": 10}),
+    denoiser=QUICK.denoiser.model_copy(update={"training_steps": 4, "batch_size": 8, "base_width": 8, "memory_copies": 2}),
+    synthesis=QUICK.synthesis,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    started = connect(None)
+    yield
+    if started:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_synthetic(TINY.data, tmp_path_factory.mktemp("set") / "set.h5")
+
+
+@pytest.mark.parametrize("kind", ["vae", "critic", "denoiser"])
+def test_two_workers_fit_what_one_fits_alone(kind: str, data: Path, tmp_path: Path) -> None:
+    digest = load_dataset(data).digest
+    weights = []
+    for workers in (1, 2):
+        stages = Stages(data, digest, TINY, 0, threads=1, workers=workers)
+        stage = stages.denoiser() if kind == "denoiser" else getattr(stages, kind)("M1", 0)
+        seen: list[str] = []
+        store = StageStore(tmp_path / str(workers))
+        result = ensure(stage, store, progress=lambda _, update, seen=seen: seen.append(update.name))
+        assert any("starting Ray Train" in name for name in seen) == (workers > 1)
+        assert result.log["curves"]["loss"], "the log of the fit is in the manifest"
+        weights.append(read_tensors(result.path / f"{kind}.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor.float(), weights[1][name].float(), atol=2e-3, rtol=1e-2), name

@@ -1,0 +1,188 @@
+"""The three fits as stages: each is one job, run in this process or through Ray Train on any number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from migvis.config import CriticConfig, DenoiserConfig, VAEConfig
+from migvis.diffusion import fit_denoiser
+from migvis.training import WHOLE, Progress, Shard
+from migvis.weights import load_critic_folder, load_vae_folder, read_tensors, save_critic, save_denoiser, save_json, save_vae
+from tune.stage_data import clean_pictures, dataset_at, device, training_pictures
+from tune.stage_graph import StageContext
+
+
+def precision() -> Literal["fp32", "bf16"]:
+    """What fits compute in: bfloat16 on a GPU; on a CPU it is slower."""
+    return "bf16" if device() == "cuda" else "fp32"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a fit is run: in this process, or through Ray Train by `count` workers of `threads` CPU threads each."""
+
+    count: int = 1
+    threads: int = 2
+    ray_train: bool = False
+
+
+def _run_fit(
+    name: str, job: Callable[..., dict[str, Any]], arguments: dict[str, Any], context: StageContext, workers: Workers
+) -> None:
+    """Calls job(**arguments, checkpoint=…, folder=…, shard=…, progress=…) where `workers` says, and keeps the log it returns."""
+    arguments = {**arguments, "checkpoint": context.scratch / f"{name}.pt", "folder": context.folder}
+    if not workers.ray_train:
+        context.log.update(job(**arguments, progress=context.progress))
+        return
+    from tune.training_jobs import fit_with_ray_train
+
+    context.progress(Progress(f"{name} (starting Ray Train)", 0, 1, 0.0, 0.0, 0.0))
+    log = fit_with_ray_train(
+        job,
+        arguments,
+        workers=workers.count,
+        threads_per_worker=workers.threads,
+        folder=context.scratch,
+        run_name=name,
+        progress=context.progress,
+    )
+    context.log.update(log)
+
+
+def denoiser_job(
+    data_path: Path,
+    fields: dict[str, Any],
+    seed: int,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    shard: Shard = WHOLE,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Fits the denoiser in this process or as one of several workers; rank 0 writes it to `folder`."""
+    images = clean_pictures(dataset_at(data_path))
+    config = DenoiserConfig.model_validate(fields)
+    unet, result = fit_denoiser(images, config, seed=seed, shard=shard, checkpoint=checkpoint, progress=progress, device=device())
+    if shard.rank == 0:
+        save_denoiser(folder, unet.cpu())
+    return {"curves": result.curves}
+
+
+def build_denoiser(data_path: Path, context: StageContext, *, workers: Workers) -> None:
+    """Fits ε_θ."""
+    arguments = {"data_path": data_path, "fields": dict(context.stage.config["denoiser"]), "seed": _seed(context)}
+    _run_fit("denoiser", denoiser_job, arguments, context, workers)
+
+
+def vae_job(
+    data_path: Path,
+    subject: str,
+    fields: dict[str, Any],
+    seed: int,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    shard: Shard = WHOLE,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Fits a VAE in this process or as one of several workers; rank 0 writes it to `folder`."""
+    from migvis.vae import fit_vae
+
+    dataset = dataset_at(data_path)
+    rows, stimuli = dataset.split["train"], dataset.stimuli
+    vae, result = fit_vae(
+        torch.tensor(dataset.subjects[subject].response[rows]),
+        None if stimuli.pose is None else torch.tensor(stimuli.pose[rows]),
+        None if stimuli.category_id is None else torch.tensor(stimuli.category_id[rows]),
+        VAEConfig.model_validate(fields),
+        category_count=len(stimuli.category_names) if stimuli.category_id is not None else 0,
+        seed=seed,
+        shard=shard,
+        checkpoint=checkpoint,
+        progress=progress,
+        device=device(),
+        precision=precision(),
+    )
+    if shard.rank == 0:
+        save_vae(folder, vae.cpu())
+    return {"curves": result.curves}
+
+
+def build_vae(data_path: Path, context: StageContext, *, workers: Workers) -> None:
+    """Fits a VAE (neural or standard) of one subject."""
+    config = context.stage.config
+    arguments = {"data_path": data_path, "subject": config["subject"], "fields": dict(config["vae"]), "seed": _seed(context)}
+    _run_fit("vae", vae_job, arguments, context, workers)
+
+
+def critic_job(
+    data_path: Path,
+    subject: str,
+    fields: dict[str, Any],
+    inputs: Mapping[str, Path],
+    seed: int,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    shard: Shard = WHOLE,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Fits the critic of a subject from the folders `inputs` (vae; pool, embeddings where there are); rank 0 writes it."""
+    from migvis.critic import fit_critic
+
+    dataset, vae = dataset_at(data_path), load_vae_folder(inputs["vae"])
+    rows, picture = training_pictures(dataset)
+    with torch.no_grad():
+        mean, log_var = vae.encode(torch.tensor(dataset.subjects[subject].response[rows]))
+    pool, embeddings = (
+        read_tensors(inputs[name] / f"{name}.safetensors")[name] if name in inputs else None for name in ("pool", "embeddings")
+    )
+    critic, result = fit_critic(
+        clean_pictures(dataset),
+        pool,
+        mean,
+        log_var,
+        torch.tensor(picture),
+        CriticConfig.model_validate(fields),
+        vae.group_count,
+        embeddings=embeddings,
+        seed=seed,
+        shard=shard,
+        checkpoint=checkpoint,
+        progress=progress,
+        device=device(),
+        precision=precision(),
+    )
+    if shard.rank == 0:
+        save_critic(folder, critic.cpu())
+    return {"curves": result.curves}
+
+
+def build_critic(data_path: Path, context: StageContext, encoder_weights: str | None = None, *, workers: Workers) -> None:
+    """Fits the critic of one subject; its bounds of mutual information on validation pictures stand beside it."""
+    from migvis.critic import mi_bound
+
+    config, dataset, seed = context.stage.config, dataset_at(data_path), _seed(context)
+    fields = {**config["critic"], "encoder_weights": encoder_weights}
+    inputs = {name: context.input(name) for name in context.stage.inputs}
+    arguments = {"data_path": data_path, "subject": config["subject"], "fields": fields, "inputs": inputs, "seed": seed}
+    _run_fit("critic", critic_job, arguments, context, workers)
+    critic, vae = load_critic_folder(context.folder), load_vae_folder(context.input("vae"))
+    held_out = dataset.split["validation"].copy()
+    _, first = np.unique(dataset.picture_id[held_out], return_index=True)
+    responses = torch.tensor(dataset.subjects[config["subject"]].response[held_out[first]])
+    with torch.no_grad():
+        latents, _ = vae.encode(responses)
+        bounds = mi_bound(critic, dataset.images(held_out[first]), latents, critic.config.evaluation_candidates, seed)
+    save_json(context.folder / "bounds.json", {str(group): list(bound) for group, bound in bounds.items()})
+
+
+def _seed(context: StageContext) -> int:
+    assert context.stage.seed is not None
+    return context.stage.seed
