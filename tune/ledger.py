@@ -132,8 +132,10 @@ class Ledger:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             trial = Trial(self.study, frozen._trial_id)
+            # Killed between ask and the last suggestion, a queued trial lacks some of its parameters: they are fixed.
+            params = self._suggest(trial)
             stored = frozen.user_attrs.get("result")
-            result = TrialResult.from_json(stored) if stored else recover(number, frozen.params)
+            result = TrialResult.from_json(stored) if stored else recover(number, params)
             self._live[number] = (trial, frozen.user_attrs["attempt"])
             if result is not None:
                 self.finish(number, result)
@@ -173,20 +175,25 @@ class Ledger:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         number = waiting[0].user_attrs["number"] if waiting else max(known, default=-1) + 1
         if not waiting and number == 0:
-            self.study.enqueue_trial(self._start)
+            # With its number at once: it may be met WAITING by a later driver.
+            self.study.enqueue_trial(self._start, user_attrs={"number": 0, "attempt": 0})
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         self.study.sampler = RoundingSampler(self.space, seed=seed, startup_trials=self._startup_trials)
-        with warnings.catch_warnings():
-            # A start value is told to be off the grid of t' where it differs by a rounding error.
-            warnings.simplefilter("ignore", UserWarning)
-            trial = self.study.ask()
-            params = self.space.suggest(trial)
+        trial = self.study.ask()
+        params = self._suggest(trial)
         attempt = trial.user_attrs.get("attempt", 0)
         trial.set_user_attr("attempt", attempt)
-        # Last, because a trial with a number is one whose parameters are all stored.
+        # Last, because a trial with a number is one whose parameters are all stored, or fixed since it was queued.
         trial.set_user_attr("number", number)
         self._live[number] = (trial, attempt)
         return Proposal(number, params, attempt)
+
+    def _suggest(self, trial: Trial) -> dict[str, Any]:
+        """The parameters of a trial; those that it has, or that were fixed when it was queued, stay as they are."""
+        with warnings.catch_warnings():
+            # A start value is told to be off the grid of t' where it differs by a rounding error.
+            warnings.simplefilter("ignore", UserWarning)
+            return self.space.suggest(trial)
 
     def finish(self, number: int, result: TrialResult) -> str:
         """Records a result: PRUNED with its constraint, COMPLETE, or FAIL if a value is missing or not finite."""

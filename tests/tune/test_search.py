@@ -109,6 +109,45 @@ def test_killed_while_proposing_frees_the_number(undisturbed, tmp_path) -> None:
     assert run(open_ledger(tmp_path)) == undisturbed[4:]
 
 
+def test_killed_between_queueing_trial_0_and_asking_for_it(undisturbed, tmp_path, monkeypatch) -> None:
+    first = open_ledger(tmp_path)
+    monkeypatch.setattr(first.study, "ask", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.propose()
+    assert run(open_ledger(tmp_path), 2) == undisturbed[:2]
+
+
+@pytest.mark.parametrize("suggested", [0, 2])
+def test_killed_while_proposing_a_trial_again_keeps_its_parameters(undisturbed, tmp_path, monkeypatch, suggested) -> None:
+    first = open_ledger(tmp_path)
+    run(first, 4)
+    first.fail(first.propose().number, "a passing trouble")
+    asked: list[str] = []
+
+    def some(trial: optuna.Trial, name: str, *arguments, **options) -> int:
+        if len(asked) == suggested:
+            interrupt()
+        asked.append(name)
+        return suggest_int(trial, name, *arguments, **options)
+
+    suggest_int = optuna.Trial.suggest_int
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "suggest_int", some)
+        patch.setattr(optuna.Trial, "suggest_categorical", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.propose()
+    second = open_ledger(tmp_path)
+    again = second.propose()
+    assert (again.number, again.params, again.attempt) == (4, undisturbed[4].params, 1)
+    second.finish(4, result_of(again.params))
+    assert [proposal.params for proposal in run(second)] == [proposal.params for proposal in undisturbed[5:]]
+
+
+def interrupt(*arguments, **options) -> None:
+    """The driver is killed here."""
+    raise KeyboardInterrupt
+
+
 def test_result_that_was_written_but_not_recorded_is_not_run_again(tmp_path) -> None:
     first = open_ledger(tmp_path, trials=2)
     params = first.propose().params
