@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from migvis.config import Configuration
 from migvis.errors import InputError
@@ -84,17 +83,6 @@ class SearchSpace:
             edit_step=_on_grid(*search.edit_step),
             guidance_scale=(two_digits(search.guidance_scale[0]), two_digits(search.guidance_scale[1])),
         )
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of each parameter."""
-        return {
-            "pc_weight": FloatDistribution(*self.pc_weight, log=True),
-            "group_count": IntDistribution(*self.group_count),
-            "group_rank": IntDistribution(*self.group_rank),
-            "infonce_batch": CategoricalDistribution(self.infonce_batch),
-            "edit_step": FloatDistribution(*self.edit_step, step=EDIT_STEP_GRID),
-            "guidance_scale": FloatDistribution(*self.guidance_scale, log=True),
-        }
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """The six values of an Optuna trial, rounded."""
