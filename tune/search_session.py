@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ def connect(address: str | None) -> bool:
     """Joins the cluster at `address` (auto, HOST:PORT, ray://HOST:PORT), or starts a local Ray.
 
     Returns False where this process is connected already, so that whoever connected it disconnects it.
-    Raises InputError where no cluster answers, or a local Ray does not come up.
+    Raises InputError where no cluster answers, or a local Ray does not come up, and KeyboardInterrupt at SIGTERM.
     """
     prepare_ray_environment()
     for name, value in _ENVIRONMENT.items():
@@ -46,6 +47,9 @@ def connect(address: str | None) -> bool:
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         _connect(address)
+    except SystemExit:
+        # Its handler, where a SIGTERM came while it was starting.
+        raise KeyboardInterrupt from None
     finally:
         # Ray puts a handler of its own there, which exits on the spot.
         if threading.current_thread() is threading.main_thread():
@@ -55,6 +59,7 @@ def connect(address: str | None) -> bool:
 
 def _connect(address: str | None) -> None:
     if address is not None:
+        _check_answers(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
@@ -73,6 +78,17 @@ def _connect(address: str | None) -> None:
             if attempt == _ATTEMPTS:
                 raise InputError(f"Ray did not start on this machine: {_first_line(error)}") from None
             time.sleep(2.0)
+
+
+def _check_answers(address: str, timeout: float = 5.0) -> None:
+    """Raises InputError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
 
 
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:

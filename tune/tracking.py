@@ -98,10 +98,8 @@ class Tracker:
         self._waits = (first_wait, longest_wait)
         self._stop = threading.Event()
         self._queued: set[int] = set()
-        self._sent: set[int] = set()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self.problems: list[str] = []
-        self.away_since: float | None = None
 
     @property
     def uri(self) -> str:
@@ -128,13 +126,8 @@ class Tracker:
         """Queues a trial that ended; one that will be tried again keeps its run open."""
         if record.state == "WAITING":
             return
-
-        def write(writer: Writer) -> None:
-            writer.trial_ended(record)
-            if record.result is not None:
-                self._sent.add(record.number)
-
-        if self.submit(f"trial {record.number}", write) and record.result is not None:
+        queued = self.submit(f"trial {record.number}", lambda writer: writer.trial_ended(record))
+        if queued and record.result is not None:
             self._queued.add(record.number)
 
     def catch_up(self, records: Sequence[TrialRecord], recall: Callable[[str], object]) -> None:
@@ -159,7 +152,12 @@ class Tracker:
         self.submit("the registered model", lambda writer: writer.register(name, artifact, tags))
 
     def close(self, timeout: float = 60.0) -> list[str]:
-        """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was)."""
+        """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was).
+
+        Before `start` there is nothing to wait for: the study's database has what a later session will send.
+        """
+        if not self._thread.is_alive():
+            return list(self.problems)
         deadline = time.monotonic() + timeout
         waiting = self._jobs.qsize()
         try:
@@ -187,14 +185,12 @@ class Tracker:
         while not self._stop.is_set():
             try:
                 job(self._writer)
-                self.away_since = None
                 return
             except Exception as error:
                 # Anything that will not pass by itself is told at the end; the study never stops for its tracking.
                 if not _is_passing(error):
                     self.problems.append(f"{self.uri}: {name} was not written: {redact(_first_line(error))}")
                     return
-                self.away_since = self.away_since or time.monotonic()
                 self._stop.wait(wait)
                 wait = min(2 * wait, longest)
 

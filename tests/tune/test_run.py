@@ -221,6 +221,14 @@ def test_default_storage(monkeypatch, tmp_path) -> None:
     assert open_storage(tmp_path / "new").is_dir()
 
 
+def test_address_where_no_cluster_is_exits_2_within_seconds(storage) -> None:
+    process = Driver(storage).start("--study", "a", "--address", "127.0.0.1:9")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: --address 127.0.0.1:9: no Ray cluster answers")
+    assert errors.count("\n") == 1
+
+
 class Driver:
     """`main` with the tests' science, in a process of its own."""
 

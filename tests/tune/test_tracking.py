@@ -156,6 +156,14 @@ def test_server_away_means_late_not_never(tmp_path) -> None:
     assert [call[1].number for call in writer.calls] == [0, 1, 2]
 
 
+def test_close_without_start_waits_for_nothing(tmp_path) -> None:
+    tracker = Tracker(RecordingWriter())
+    tracker.trial_ended(record_of(0, tmp_path))
+    begin = time.monotonic()
+    assert tracker.close(10) == []
+    assert time.monotonic() - begin < 1
+
+
 def test_close_has_a_time_limit_and_says_so(tmp_path) -> None:
     tracker = Tracker(RecordingWriter(away=10**6), first_wait=0.01)
     tracker._thread.start()
