@@ -73,6 +73,8 @@ def _check_http(scheme: str, host: str, port: int, path: str, timeout: float) ->
     # Access control answers 401 or 403 without credentials, which MLflow sends and this does not: the server is there.
     if status >= 500:
         raise OSError(f"the server answers {status}")
+    if status >= 400 and status not in (401, 403):
+        raise OSError(f"it answers {status} at /health, as no MLflow server does")
 
 
 def _is_passing(error: Exception) -> bool:

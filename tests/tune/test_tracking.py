@@ -241,7 +241,7 @@ def test_unreachable_is_one_line_within_seconds(uri) -> None:
 def test_a_server_that_answers_is_reachable(tmp_path) -> None:
     class Health(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 500)
+            self.send_response({"/health": 200, "/elsewhere/health": 500, "/guarded/health": 401}.get(self.path, 404))
             self.end_headers()
 
         def log_message(self, *arguments) -> None:
@@ -252,6 +252,9 @@ def test_a_server_that_answers_is_reachable(tmp_path) -> None:
     check_tracking(f"http://127.0.0.1:{server.server_port}/")
     with pytest.raises(InputError, match="500"):
         check_tracking(f"http://127.0.0.1:{server.server_port}/elsewhere")
+    with pytest.raises(InputError, match="404 at /health, as no MLflow server"):
+        check_tracking(f"http://127.0.0.1:{server.server_port}/another-service")
+    check_tracking(f"http://127.0.0.1:{server.server_port}/guarded")
     server.shutdown()
     check_tracking(default_uri(tmp_path))
 
