@@ -77,7 +77,7 @@ class RoundingSampler(optuna.samplers.TPESampler):
 class Ledger:
     """Proposes trials and records their results; everything it says is read from the database.
 
-    identity: what may never change in a study (digests, seed); compared when the study is opened again.
+    identity: what may never change in a study (JSON values, or several by name each); compared when the study is opened again.
     objectives: names of the maximised metrics, those that this data set has.
     recover: the stored result of a trial that ended without being recorded, or None.
     Raises InputError if the study was begun with another identity, search space or set of objectives.
@@ -107,7 +107,7 @@ class Ledger:
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=["maximize"] * len(self.objectives), load_if_exists=True
         )
-        self._check_identity({**identity, "objectives": list(self.objectives), "search_space": space.digest()})
+        self._check_identity({**identity, "objectives": list(self.objectives), "search_space": space.ranges()})
         self._recover(recover)
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
@@ -117,10 +117,9 @@ class Ledger:
             return
         for name, value in identity.items():
             if stored.get(name) != value:
-                what = name.replace("_", " ")
-                difference = f"{_short(stored.get(name))}, now {_short(value)}"
                 raise InputError(
-                    f"study {self.study.study_name}: was begun with another {what} ({difference}); give another --study name"
+                    f"study {self.study.study_name}: exists, and was begun with another {name.replace('_', ' ')}: "
+                    f"{_difference(stored.get(name), value)}; give another --study name"
                 )
 
     def _recover(self, recover: Callable[[int, dict[str, Any]], TrialResult | None]) -> None:
@@ -272,6 +271,14 @@ def _record(number: int, frozen: FrozenTrial) -> TrialRecord:
         error=frozen.user_attrs.get("error"),
         seconds=frozen.duration.total_seconds() if frozen.duration else None,
     )
+
+
+def _difference(before: Any, now: Any) -> str:
+    """What differs; of values by name, the first that does."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return f"{_short(before)}, now {_short(now)}"
+    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+    return f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}"
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from migvis.errors import InputError
+from migvis.training import FitError
 from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.progress import Display, duration
@@ -53,7 +54,7 @@ class StudyRun:
             context.study,
             space=self.space,
             objectives=self.data.objectives,
-            identity={"data": context.data_digest, "configuration": self.config.digest(), "seed": context.seed},
+            identity={**self.config.identity(), "data": context.data_digest, "seed": context.seed},
             seed=context.seed,
             trials=search.trials,
             startup_trials=search.startup_trials,
@@ -91,7 +92,10 @@ class StudyRun:
             for name, phase in (("prepare", self._prepare), ("search", self._search), ("final", self._finish)):
                 self.display.phase(name)
                 with self.clock.phase(name):
-                    phase()
+                    try:
+                        phase()
+                    except FitError as error:
+                        raise StudyFailed(f"{name}: {error}") from error
                 self.summarise()
             self.display.phase("writing to MLflow")
             problems = self.end("finished", "FINISHED")
@@ -166,6 +170,13 @@ class StudyRun:
         state: of the study, for the summary. status: of its MLflow run.
         """
         self.state = state
+        with self.clock.phase("tracking"):
+            problems = self._write_rest(status, 60.0 if state == "finished" else 15.0)
+        # After the last call to MLflow, so that the trials' run ids are known.
+        self.summarise()
+        return problems
+
+    def _write_rest(self, status: str, timeout: float) -> list[str]:
         self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
         if self.selected is not None and self.final is not None:
             tags = {"study": self.context.study, "trial": str(self.selected.trial), "rule": self.selected.rule}
@@ -176,10 +187,7 @@ class StudyRun:
             self.tracker.register_selected(REGISTERED_MODEL, BUNDLE, {**tags, "data_digest": self.context.data_digest})
         else:
             self.tracker.study_ended(status)
-        problems = self.tracker.close(60.0 if state == "finished" else 15.0)
-        # After the last call to MLflow, so that the trials' run ids are known.
-        self.summarise()
-        return problems
+        return self.tracker.close(timeout)
 
     def close(self) -> None:
         """Stops Ray; a second Ctrl-C may come here, and nothing is lost by it."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -13,6 +14,7 @@ import pytest
 
 from migvis.config import PRESETS
 from migvis.errors import InputError
+from migvis.training import FitError
 from tune.context import Hooks
 from tune.ledger import Ledger
 from tune.run import main
@@ -118,7 +120,7 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     assert summary["selected"]["trial"] in (0, 1, 2)
     assert summary["selected"]["rule"] == "ideal_corner"
     assert Path(summary["export"]).is_dir()
-    assert set(summary["wall_seconds"]) == {"start", "prepare", "search", "final"}
+    assert set(summary["wall_seconds"]) == {"start", "prepare", "search", "final", "tracking"}
     assert (summary["state"], summary["seed"], summary["data"]["digest"]) == ("finished", 5, "digest")
     for words in ("mlflow/serve.sh", "final.png", "bundle", "trial 2", "denoiser: fitted"):
         assert words in said
@@ -179,11 +181,28 @@ def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys)
         (["--resume", "--study", "nothing"], "nothing"),
         (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri"),
         (["--seed", "-1"], "--seed"),
+        (["--set", "vae.group_rank=12"], "vae.group_rank=12: outside search.group_rank"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, science, capsys, arguments, part) -> None:
     assert part in fails(capsys, tmp_path, science, *arguments)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_mistake_in_the_options_is_one_line(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--trials", "abc"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: argument --trials: invalid int value: 'abc'\n"
+
+
+def test_fit_that_fails_before_the_first_trial_is_one_line(local_ray, storage, science, capsys) -> None:
+    def prepare(context) -> None:
+        raise FitError("fit denoiser: the loss is nan at step 3")
+
+    assert main(["--storage", str(storage), "--study", "n"], replace(science, prepare=prepare)) == 1
+    assert capsys.readouterr().err == "error: prepare: fit denoiser: the loss is nan at step 3\n"
+    assert summary_of(storage, "n")["state"] == "failed"
 
 
 def test_storage_that_cannot_be_written(tmp_path, science, capsys) -> None:
@@ -204,7 +223,8 @@ def test_existing_study_is_never_harmed(local_ray, storage, science, capsys) -> 
     assert "--resume" in fails(capsys, storage, science, "--study", "s")
     assert "seed" in fails(capsys, storage, science, "--study", "s", "--resume", "--seed", "9")
     changed = ["--study", "s", "--resume", "--set", "search.group_rank=[1, 4]"]
-    assert "another" in fails(capsys, storage, science, *changed)
+    line = fails(capsys, storage, science, *changed)
+    assert "begun with another search: search.group_rank was [1, 8], is now [1, 4]" in line
     with locked(storage / "s"):
         assert str(os.getpid()) in fails(capsys, storage, science, "--study", "s", "--resume")
     assert (storage / "s" / "summary.json").read_bytes() == before

@@ -17,6 +17,7 @@ from tune.study_config import load_study_config
 from tune.trial_result import TrialResult, stage_totals
 
 CONFIG = load_study_config(None)
+CONFIGURATION = {"vae.epochs": 5, "vae.readout": "linear"}
 
 
 def open_ledger(
@@ -28,7 +29,7 @@ def open_ledger(
         "study",
         space=space,
         objectives=objectives,
-        identity=identity or {"configuration": "a"},
+        identity=identity or {"configuration": CONFIGURATION},
         seed=seed,
         trials=trials,
         startup_trials=3,
@@ -200,8 +201,15 @@ def test_result_survives_the_database(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"space": SearchSpace.of(load_study_config(None, ["search.group_rank=[1, 4]"]), 900)}, "search space"),
-        ({"identity": {"configuration": "b"}}, "configuration"),
+        (
+            {"space": SearchSpace.of(load_study_config(None, ["search.group_rank=[1, 4]"]), 900)},
+            "space: search.group_rank",
+        ),
+        (
+            {"identity": {"configuration": {"vae.epochs": 9, "vae.readout": "linear"}}},
+            "vae.epochs was 5, is now 9",
+        ),
+        ({"identity": {"configuration": CONFIGURATION, "data": "other"}}, "data: null, now other"),
     ],
 )
 def test_another_study_under_the_same_name_is_refused(tmp_path, changed, named) -> None:
