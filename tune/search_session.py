@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.ray_session import prepare_ray_environment
 from tune.search import LedgerSearcher
+from tune.tracking import artifacts_folder, redact
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {
@@ -128,12 +130,15 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
 
 
 def command_to_browse(storage: Path, uri: str, default: str) -> str:
-    """The command that serves a laptop's studies, or where a server already does."""
+    """The command that serves a laptop's studies, or where a server already does; without credentials."""
+    shown = redact(uri)
     if uri.startswith(("http://", "https://")):
-        return f"open {uri}"
+        return f"open {shown}"
     if uri == default:
         return f"bash mlflow/serve.sh {storage}"
-    return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --workers 1"
+    artifacts = artifacts_folder(uri, storage)
+    destination = [] if artifacts is None else ["--artifacts-destination", str(artifacts)]
+    return shlex.join(["mlflow", "server", "--backend-store-uri", shown, *destination, "--host", "127.0.0.1", "--workers", "1"])
 
 
 def _first_line(error: Exception) -> str:

@@ -31,6 +31,18 @@ def redact(text: str) -> str:
     return re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1", text)
 
 
+def absolute(uri: str) -> str:
+    """`uri` as it is understood from any folder: the path of a SQLite database made absolute."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path in (uri, ":memory:") else f"sqlite:///{Path(path).absolute()}"
+
+
+def artifacts_folder(uri: str, storage: Path) -> Path | None:
+    """Where a database's artifacts are kept: beside the studies; None: the server at `uri` decides."""
+    database = urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+    return storage / "mlflow-artifacts" if database else None
+
+
 def check_tracking(uri: str, timeout: float = 5.0) -> None:
     """Raises InputError, one line and within `timeout` seconds or so, where `uri` cannot be tracked to."""
     shown = f"--tracking-uri {redact(uri)}"
@@ -110,7 +122,7 @@ class Tracker:
 
     def start(self) -> None:
         """Starts the thread, which imports MLflow, creates its database and the study's run first."""
-        self.submit("the study's run", Writer.parent_run)
+        self.submit("the study's run", Writer.study_started)
         self._thread.start()
 
     def submit(self, name: str, job: Job) -> bool:
@@ -145,8 +157,9 @@ class Tracker:
         images: Mapping[str, Path] | None = None,
         artifacts: Mapping[str, Path] | None = None,
         tags: Mapping[str, str] | None = None,
+        step: int = 0,
     ) -> None:
-        values = (metrics or {}, images or {}, artifacts or {}, tags or {})
+        values = (metrics or {}, images or {}, artifacts or {}, tags or {}, step)
         self.submit("the end of the study", lambda writer: writer.study_ended(status, *values))
 
     def register_selected(self, name: str, artifact: str, tags: Mapping[str, str]) -> None:

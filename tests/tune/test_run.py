@@ -18,7 +18,7 @@ from migvis.training import FitError
 from tune.context import Hooks
 from tune.ledger import Ledger
 from tune.run import main
-from tune.selection import OBJECTIVES
+from tune.selection import OBJECTIVES, Selected
 from tune.space import SearchSpace
 from tune.study_config import load_study_config
 from tune.study_folder import default_storage, latest_unfinished, locked, open_storage, read_study
@@ -135,7 +135,8 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"bundle", "models", "pictures"}
+    bundle = f"bundle-{summary['selected']['trial']}"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {bundle, "models", "pictures"}
     assert client.get_model_version("migvis", "1").tags["trial"] == str(summary["selected"]["trial"])
 
     assert main(["--storage", str(storage), "--study", "first", "--resume", "--trials", "5"], science) == 0
@@ -144,6 +145,70 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     assert [number for number, _ in calls_of(storage, "first")] == [0, 1, 2, 3, 4]
     assert len(client.search_runs([experiment])) == 6
     assert next(stage for stage in more["stages"] if stage["kind"] == "denoiser")["fitted"] == 2  # the hook never reuses
+
+
+def test_extended_study_keeps_what_was_selected_until_there_is_something_newer(
+    local_ray, storage, science, blank_mlflow, monkeypatch, capsys
+) -> None:
+    def choose(index: int) -> None:
+        def chosen(candidates, rule, objectives) -> Selected:
+            return Selected(candidates[index].number, candidates[index].params, rule)
+
+        monkeypatch.setattr("tune.study_run.select", chosen)
+
+    def interrupted(context) -> None:
+        raise KeyboardInterrupt
+
+    uri = f"sqlite:///{storage / 'other.db'}"
+    (storage / "other.db").write_bytes(blank_mlflow.read_bytes())
+    arguments = ["--storage", str(storage), "--set", "search.pc_weight=[1e-6, 1e-4]"]
+    choose(0)
+    assert main([*arguments, "--study", "x", "--trials", "1", "--tracking-uri", uri], science) == 0
+    first = summary_of(storage, "x")
+    arguments = ["--storage", str(storage), "--resume"]
+    assert main([*arguments, "--study", "x", "--trials", "2"], replace(science, prepare=interrupted)) == 130
+    between = summary_of(storage, "x")
+    assert (first["state"], between["state"]) == ("finished", "interrupted")
+    for name in ("selected", "final_metrics", "export"):
+        assert between[name] == first[name]
+    assert latest_unfinished(storage).config.search.trials == 2
+
+    choose(-1)
+    assert main(arguments, science) == 0  # the same tracking server, without being told
+    last = summary_of(storage, "x")
+    assert (first["selected"]["trial"], last["selected"]["trial"], last["state"]) == (0, 1, "finished")
+    assert read_study(storage, "x").finished
+
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    (parent,) = client.search_runs([client.get_experiment_by_name("migvis").experiment_id], "tags.`migvis.kind` = 'study'")
+    for version in ("1", "2"):
+        source = client.get_model_version("migvis", version).source
+        params = json.loads(Path(source.removeprefix("file://"), "configuration.json").read_text())
+        assert params == last["trials"][int(version) - 1]["params"]
+    assert parent.info.artifact_uri.startswith((storage / "mlflow-artifacts").as_uri())
+    assert parent.data.tags["migvis.search.trials"] == "2"
+    assert mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").get_experiment_by_name("migvis") is None
+
+
+def test_tracking_uri_is_kept_for_the_resume_without_its_credentials(tmp_path, science, monkeypatch, capsys) -> None:
+    seen = []
+
+    class Stub:
+        def __init__(self, context, hooks, record, space, data, uri) -> None:
+            record.write(context.folder)
+            seen.append(uri)
+            raise InputError("enough")
+
+    monkeypatch.setattr("tune.study_run.StudyRun", Stub)
+    monkeypatch.setattr("tune.study.check_tracking", lambda uri: None)
+    fails(capsys, tmp_path, science, "--study", "c", "--tracking-uri", "postgresql://me:secret@db/x")
+    study_id = read_study(tmp_path, "c").id
+    fails(capsys, tmp_path, science, "--resume")
+    assert seen == ["postgresql://me:secret@db/x", "postgresql://db/x"]
+    assert read_study(tmp_path, "c").id == study_id
+    assert "secret" not in (tmp_path / "c" / "study.json").read_text()
 
 
 def test_failing_trial_is_retried_then_the_study_goes_on(local_ray, storage, science, capsys) -> None:
