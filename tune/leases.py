@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from migvis.errors import InputError
-
 HEARTBEAT = 2.0
 """Seconds between two steps of a holder's counter."""
 PATIENCE = 20.0
@@ -54,7 +52,7 @@ def _process_namespace() -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease. `since` is wall time, for messages only; `start` tells a process from a later one with its id."""
+    """Who holds a lease. `since` is wall time, for people to read; `start` tells a process from a later one with its id."""
 
     host: str
     pid: int
@@ -75,9 +73,6 @@ class Holder:
             and self.namespace == _process_namespace()
             and _process_start(self.pid) != self.start
         )
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +185,6 @@ def acquire(
     folder: Path,
     *,
     until: Callable[[], bool] = lambda: False,
-    waiting: Callable[[Holder], None] = lambda holder: None,
     on_beat: Callable[[], None] | None = None,
     heartbeat: float = HEARTBEAT,
     patience: float = PATIENCE,
@@ -198,12 +192,10 @@ def acquire(
 ) -> Lease | None:
     """Waits for the lease in `folder` (made if missing); none as soon as `until()` is true while another holds it.
 
-    `waiting(holder)` is called once for each holder that is waited for; `on_beat` at each beat of the held lease.
-    Raises OSError if the folder cannot be written.
+    `on_beat` is called at each beat of the held lease. Raises OSError if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last: tuple[int, str] | None = None
-    told: Holder | None = None
     still = 0.0
     clock = time.monotonic()
     while True:
@@ -219,49 +211,4 @@ def acquire(
             continue
         if until():
             return None
-        if seen.holder is not None and seen.holder != told:
-            told = seen.holder
-            waiting(told)
         time.sleep(poll)
-
-
-class StudyLock:
-    """One driver per study: a context manager over the study's folder, refused while another live driver holds it."""
-
-    def __init__(self, study_folder: Path, *, heartbeat: float = HEARTBEAT, patience: float = PATIENCE) -> None:
-        self._folder = study_folder / ".driver"
-        self._study_folder = study_folder
-        self._heartbeat, self._patience = heartbeat, patience
-        self._lease: Lease | None = None
-
-    def __enter__(self) -> StudyLock:
-        """Takes the lock; waits at most `patience` seconds, to tell a dead driver on another host from a live one.
-
-        Raises InputError that names the live holder (host, process, since), or the folder if it cannot be written.
-        """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            first = _look(self._folder)
-            self._lease = acquire(
-                self._folder, until=lambda: self._is_alive(first), heartbeat=self._heartbeat, patience=self._patience
-            )
-            holder = None if self._lease else _look(self._folder).holder
-        except OSError as error:
-            raise InputError(f"{self._study_folder}: the study's folder cannot be written: {error.strerror}") from None
-        if self._lease is None:
-            raise InputError(f"{self._study_folder}: another driver runs this study: {holder or 'just started'}")
-        return self
-
-    def _is_alive(self, first: _Seen) -> bool:
-        """Whether the holder is known to live: its counter moved since the `first` look, or its process is on this host."""
-        now = _look(self._folder)
-        if now.free:
-            return False
-        if (now.generation, now.counter) != (first.generation, first.counter):
-            return True
-        return now.holder is not None and bool(now.holder.start) and now.holder.namespace == _process_namespace()
-
-    def __exit__(self, *_: object) -> None:
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None

@@ -77,7 +77,7 @@ class RoundingSampler(optuna.samplers.TPESampler):
 class Ledger:
     """Proposes trials and records their results; everything it says is read from the database.
 
-    identity: what may never change in a study (digests, seed); compared when the study is opened again.
+    identity: what may never change in a study (JSON values, or several by name each); compared when the study is opened again.
     objectives: names of the maximised metrics, those that this data set has.
     recover: the stored result of a trial that ended without being recorded, or None.
     Raises InputError if the study was begun with another identity, search space or set of objectives.
@@ -107,7 +107,7 @@ class Ledger:
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=["maximize"] * len(self.objectives), load_if_exists=True
         )
-        self._check_identity({**identity, "objectives": list(self.objectives), "search_space": space.digest()})
+        self._check_identity({**identity, "objectives": list(self.objectives), "search_space": space.ranges()})
         self._recover(recover)
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
@@ -117,10 +117,9 @@ class Ledger:
             return
         for name, value in identity.items():
             if stored.get(name) != value:
-                what = name.replace("_", " ")
-                difference = f"{_short(stored.get(name))}, now {_short(value)}"
                 raise InputError(
-                    f"study {self.study.study_name}: was begun with another {what} ({difference}); give another --study name"
+                    f"study {self.study.study_name}: exists, and was begun with another {name.replace('_', ' ')}: "
+                    f"{_difference(stored.get(name), value)}; give another --study name"
                 )
 
     def _recover(self, recover: Callable[[int, dict[str, Any]], TrialResult | None]) -> None:
@@ -132,8 +131,10 @@ class Ledger:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             trial = Trial(self.study, frozen._trial_id)
+            # Killed between ask and the last suggestion, a queued trial lacks some of its parameters: they are fixed.
+            params = self._suggest(trial)
             stored = frozen.user_attrs.get("result")
-            result = TrialResult.from_json(stored) if stored else recover(number, frozen.params)
+            result = TrialResult.from_json(stored) if stored else recover(number, params)
             self._live[number] = (trial, frozen.user_attrs["attempt"])
             if result is not None:
                 self.finish(number, result)
@@ -173,20 +174,25 @@ class Ledger:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         number = waiting[0].user_attrs["number"] if waiting else max(known, default=-1) + 1
         if not waiting and number == 0:
-            self.study.enqueue_trial(self._start)
+            # With its number at once: it may be met WAITING by a later driver.
+            self.study.enqueue_trial(self._start, user_attrs={"number": 0, "attempt": 0})
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         self.study.sampler = RoundingSampler(self.space, seed=seed, startup_trials=self._startup_trials)
-        with warnings.catch_warnings():
-            # A start value is told to be off the grid of t' where it differs by a rounding error.
-            warnings.simplefilter("ignore", UserWarning)
-            trial = self.study.ask()
-            params = self.space.suggest(trial)
+        trial = self.study.ask()
+        params = self._suggest(trial)
         attempt = trial.user_attrs.get("attempt", 0)
         trial.set_user_attr("attempt", attempt)
-        # Last, because a trial with a number is one whose parameters are all stored.
+        # Last, because a trial with a number is one whose parameters are all stored, or fixed since it was queued.
         trial.set_user_attr("number", number)
         self._live[number] = (trial, attempt)
         return Proposal(number, params, attempt)
+
+    def _suggest(self, trial: Trial) -> dict[str, Any]:
+        """The parameters of a trial; those that it has, or that were fixed when it was queued, stay as they are."""
+        with warnings.catch_warnings():
+            # A start value is told to be off the grid of t' where it differs by a rounding error.
+            warnings.simplefilter("ignore", UserWarning)
+            return self.space.suggest(trial)
 
     def finish(self, number: int, result: TrialResult) -> str:
         """Records a result: PRUNED with its constraint, COMPLETE, or FAIL if a value is missing or not finite."""
@@ -265,6 +271,14 @@ def _record(number: int, frozen: FrozenTrial) -> TrialRecord:
         error=frozen.user_attrs.get("error"),
         seconds=frozen.duration.total_seconds() if frozen.duration else None,
     )
+
+
+def _difference(before: Any, now: Any) -> str:
+    """What differs; of values by name, the first that does."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return f"{_short(before)}, now {_short(now)}"
+    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+    return f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}"
 
 
 def _short(value: Any) -> str:

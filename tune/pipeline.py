@@ -7,14 +7,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from tune.leases import HEARTBEAT, PATIENCE, Holder, Lease, acquire
+from tune.leases import HEARTBEAT, PATIENCE, Lease, acquire
 from tune.sources import source_digest
 from tune.stage_graph import ProgressCallback, Scope, Stage, StageContext, topological
 from tune.store import DamagedStage, Manifest, StageStore
@@ -40,13 +40,12 @@ class StageUse:
 
 @dataclass(frozen=True)
 class StageResult:
-    """Where a finished stage is; `seconds` as in StageUse, `waited` the seconds spent waiting for another's build of it."""
+    """Where a finished stage is; `seconds` as in StageUse."""
 
     path: Path
     key: str
     seconds: float
     reused: bool
-    waited: float
     log: Mapping[str, Any]
 
 
@@ -56,26 +55,24 @@ def ensure(
     *,
     uses: list[StageUse] | None = None,
     progress: ProgressCallback | None = None,
-    waiting: Callable[[Stage, Holder], None] | None = None,
     heartbeat: float = HEARTBEAT,
     patience: float = PATIENCE,
 ) -> StageResult:
     """The finished stage from the store; built, with the inputs that are missing, if it is not there.
 
-    A stage that is there does not touch its inputs. Of several processes that ask at once one builds and the others wait
-    (`waiting` is told for whom); a builder that dies is followed by one of them, which resumes from its scratch folder.
-    A damaged stage is moved aside, reported by a warning and rebuilt. Every use is appended to `uses`.
+    A stage that is there does not touch its inputs. Of several processes that ask at once one builds and the others wait;
+    a builder that dies is followed by one of them, which resumes from its scratch folder. A damaged stage is moved aside,
+    reported by a warning and rebuilt. Every use is appended to `uses`.
 
     Raises what the build raises, and InputError if the storage folder cannot be written or is full.
     """
-    options: dict[str, Any] = {"progress": progress, "waiting": waiting, "heartbeat": heartbeat, "patience": patience}
-    waited = 0.0
+    options: dict[str, Any] = {"progress": progress, "heartbeat": heartbeat, "patience": patience}
 
     def finished(manifest: Manifest, reused: bool) -> StageResult:
         if uses is not None:
             uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused))
         path = store.path(stage.kind, stage.key)
-        return StageResult(path, stage.key, manifest.seconds, reused, waited, manifest.log)
+        return StageResult(path, stage.key, manifest.seconds, reused, manifest.log)
 
     while True:
         damaged = False
@@ -88,17 +85,14 @@ def ensure(
 
         inputs = {name: ensure(below, store, uses=uses, **options).path for name, below in stage.inputs.items()}
         clock = Stopwatch(store.scratch(stage.kind, stage.key))
-        start = time.monotonic()
         with store.storage_errors():
             lease = acquire(
                 store.lease_folder(stage.kind, stage.key),
                 until=(lambda: False) if damaged else (lambda: store.exists(stage.kind, stage.key)),
-                waiting=(lambda holder: None) if waiting is None else (lambda holder: waiting(stage, holder)),
                 on_beat=clock.save,
                 heartbeat=heartbeat,
                 patience=patience,
             )
-        waited += time.monotonic() - start
         if lease is None:
             continue
         with lease:

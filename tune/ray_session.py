@@ -1,11 +1,9 @@
-"""How this project's processes start or join Ray."""
+"""The environment in which this project's processes start or join Ray."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from typing import Any
 
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers share this environment: nothing to rebuild under `uv run`
@@ -29,33 +27,3 @@ def prepare_ray_environment() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-def start_ray(address: str | None = None, *, attempts: int = 4, **options: Any) -> None:
-    """Joins the cluster at `address`, or starts a local Ray quietly; `options` go to `ray.init`.
-
-    A local start is tried again: Ray gives its own processes a fixed 30 s, too few on a machine that is busy with others.
-    Raises what `ray.init` raises.
-    """
-    prepare_ray_environment()
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", **options}
-    if address is not None:
-        ray.init(address=address, **quiet)
-        return
-    import psutil  # found only once ray, which brings it along, is imported
-
-    mine = psutil.Process()
-    before = set(mine.children(recursive=True))
-    for attempt in range(1, attempts + 1):
-        try:
-            ray.init(include_dashboard=False, **quiet)
-            return
-        except Exception as error:
-            # What a failed start leaves running would slow down the next one.
-            for process in set(mine.children(recursive=True)) - before:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            if attempt == attempts or "timed out during startup" not in str(error):
-                raise

@@ -13,7 +13,7 @@ import argparse
 import signal
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from tune.context import Hooks
@@ -30,9 +30,16 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line, as all bad input is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog="python tune/run.py",
         description="Searches MIG-Vis' hyperparameters, selects a configuration, re-synthesizes with it and exports it.",
         epilog=_EPILOG,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.ray_session import prepare_ray_environment
 from tune.search import LedgerSearcher
+from tune.tracking import artifacts_folder, redact
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {
@@ -36,7 +39,7 @@ def connect(address: str | None) -> bool:
     """Joins the cluster at `address` (auto, HOST:PORT, ray://HOST:PORT), or starts a local Ray.
 
     Returns False where this process is connected already, so that whoever connected it disconnects it.
-    Raises InputError where no cluster answers, or a local Ray does not come up.
+    Raises InputError where no cluster answers, or a local Ray does not come up, and KeyboardInterrupt at SIGTERM.
     """
     prepare_ray_environment()
     for name, value in _ENVIRONMENT.items():
@@ -46,6 +49,9 @@ def connect(address: str | None) -> bool:
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         _connect(address)
+    except SystemExit:
+        # Its handler, where a SIGTERM came while it was starting.
+        raise KeyboardInterrupt from None
     finally:
         # Ray puts a handler of its own there, which exits on the spot.
         if threading.current_thread() is threading.main_thread():
@@ -55,6 +61,7 @@ def connect(address: str | None) -> bool:
 
 def _connect(address: str | None) -> None:
     if address is not None:
+        _check_answers(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
@@ -73,6 +80,17 @@ def _connect(address: str | None) -> None:
             if attempt == _ATTEMPTS:
                 raise InputError(f"Ray did not start on this machine: {_first_line(error)}") from None
             time.sleep(2.0)
+
+
+def _check_answers(address: str, timeout: float = 5.0) -> None:
+    """Raises InputError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
 
 
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
@@ -112,12 +130,15 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
 
 
 def command_to_browse(storage: Path, uri: str, default: str) -> str:
-    """The command that serves a laptop's studies, or where a server already does."""
+    """The command that serves a laptop's studies, or where a server already does; without credentials."""
+    shown = redact(uri)
     if uri.startswith(("http://", "https://")):
-        return f"open {uri}"
+        return f"open {shown}"
     if uri == default:
         return f"bash mlflow/serve.sh {storage}"
-    return f"mlflow server --backend-store-uri {uri} --host 127.0.0.1 --workers 1"
+    artifacts = artifacts_folder(uri, storage)
+    destination = [] if artifacts is None else ["--artifacts-destination", str(artifacts)]
+    return shlex.join(["mlflow", "server", "--backend-store-uri", shown, *destination, "--host", "127.0.0.1", "--workers", "1"])
 
 
 def _first_line(error: Exception) -> str:

@@ -75,15 +75,6 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
     return np.asarray(~np.any(at_least & better, axis=1))
 
 
-def hypervolume(points: np.ndarray) -> float:
-    """Volume in [0, 1]^k that points [n, k] (maximised, clipped to [0, 1]) dominate, measured from the origin."""
-    from optuna._hypervolume import compute_hypervolume
-
-    if len(points) == 0:
-        return 0.0
-    return float(compute_hypervolume(1.0 - np.clip(points, 0.0, 1.0), np.ones(points.shape[1])))
-
-
 def ideal_corner(candidates: Sequence[Candidate], objectives: Sequence[str] = OBJECTIVES) -> Selected:
     """The feasible Pareto point nearest to the ideal corner (1, …, 1) of the clipped objectives.
 

@@ -6,15 +6,12 @@ repeat give the stage store nothing to reuse.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from migvis.config import Configuration
 from migvis.errors import InputError
@@ -36,6 +33,15 @@ PARAMETERS: dict[str, str] = {
 def two_digits(value: float) -> float:
     """`value` rounded to two significant digits."""
     return float(f"{value:.1e}")
+
+
+def _outside(name: str, value: float, searched: tuple[float, ...]) -> str:
+    """That a value of trial 0 is outside its range (or choices), and what would widen that."""
+    wider = sorted({*searched, value})
+    if name != "infonce_batch":
+        wider = [wider[0], wider[-1]]
+    hint = f"; --set search.{name}=[{','.join(f'{bound:g}' for bound in wider)}] widens it" if value > 0 else ""
+    return f"outside search.{name} {list(searched)}{hint}"
 
 
 def _on_grid(low: float, high: float) -> tuple[float, float]:
@@ -62,8 +68,8 @@ class SearchSpace:
         """The space of a study whose training set has `training_pictures` distinct pictures.
 
         InfoNCE batches hold each distinct picture once, so they can be no larger than that; a diagonal pose
-        read-out fixes the group rank. Raises InputError where nothing is left to choose from, or where the
-        configuration itself asks for a larger batch.
+        read-out fixes the group rank. Raises InputError where nothing is left to choose from, or where one of the
+        configuration's own values lies outside.
         """
         search = config.search
         batch = config.critic.infonce_batch
@@ -76,7 +82,7 @@ class SearchSpace:
                 f"got {list(search.infonce_batch)}"
             )
         fixed_rank = config.vae.readout == "diagonal"
-        return cls(
+        space = cls(
             pc_weight=(two_digits(search.pc_weight[0]), two_digits(search.pc_weight[1])),
             group_count=search.group_count,
             group_rank=(config.vae.group_rank,) * 2 if fixed_rank else search.group_rank,
@@ -84,17 +90,8 @@ class SearchSpace:
             edit_step=_on_grid(*search.edit_step),
             guidance_scale=(two_digits(search.guidance_scale[0]), two_digits(search.guidance_scale[1])),
         )
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of each parameter."""
-        return {
-            "pc_weight": FloatDistribution(*self.pc_weight, log=True),
-            "group_count": IntDistribution(*self.group_count),
-            "group_rank": IntDistribution(*self.group_rank),
-            "infonce_batch": CategoricalDistribution(self.infonce_batch),
-            "edit_step": FloatDistribution(*self.edit_step, step=EDIT_STEP_GRID),
-            "guidance_scale": FloatDistribution(*self.guidance_scale, log=True),
-        }
+        space.start(config.configuration)
+        return space
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """The six values of an Optuna trial, rounded."""
@@ -120,25 +117,23 @@ class SearchSpace:
         return result
 
     def start(self, configuration: Configuration) -> dict[str, Any]:
-        """The six values of a configuration (trial 0), each moved to the nearest value of the space."""
+        """The six values of a configuration (trial 0), rounded as the space rounds them.
 
-        def clip(value: float, bounds: tuple[float, float]) -> float:
-            return min(max(value, bounds[0]), bounds[1])
-
+        Raises InputError for a value outside the space: trial 0 could not run it.
+        """
         given = parameters_of(configuration)
-        step = round(clip(round(given["edit_step"] / EDIT_STEP_GRID) * EDIT_STEP_GRID, self.edit_step), 2)
-        return {
-            "pc_weight": clip(two_digits(given["pc_weight"]), self.pc_weight),
-            "group_count": int(clip(given["group_count"], self.group_count)),
-            "group_rank": int(clip(given["group_rank"], self.group_rank)),
-            "infonce_batch": min(self.infonce_batch, key=lambda batch: abs(math.log(batch / given["infonce_batch"]))),
-            "edit_step": step,
-            "guidance_scale": clip(two_digits(given["guidance_scale"]), self.guidance_scale),
-        }
+        step = round(given["edit_step"] / EDIT_STEP_GRID) * EDIT_STEP_GRID
+        values = self.rounded({**given, "edit_step": step})
+        for name, value in values.items():
+            searched = getattr(self, name)
+            inside = value in searched if name == "infonce_batch" else searched[0] <= value <= searched[1]
+            if not inside:
+                raise InputError(f"{PARAMETERS[name]}.{name}={given[name]:g}: {_outside(name, value, searched)}")
+        return values
 
-    def digest(self) -> str:
-        """SHA-256 (hex) of the space; a study is only ever continued in the space that it began in."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+    def ranges(self) -> dict[str, list[Any]]:
+        """By field of the configuration; a study is only ever continued in the space that it began in."""
+        return {f"search.{name}": list(getattr(self, name)) for name in PARAMETERS}
 
 
 def parameters_of(configuration: Configuration) -> dict[str, Any]:

@@ -92,14 +92,6 @@ class StageStore:
         self._verified: set[tuple[str, str, str]] = set()
         self._lock = threading.Lock()
 
-    def check_writable(self) -> None:
-        """Raises InputError, one line that names the folder, if nothing can be stored there."""
-        with self.storage_errors():
-            probe = self.root / ".writing" / f"probe-{uuid.uuid4().hex}"
-            probe.mkdir(parents=True)
-            (probe / "file").write_bytes(b"0" * 4096)
-            shutil.rmtree(probe)
-
     @contextlib.contextmanager
     def storage_errors(self) -> Iterator[None]:
         """Turns what the file system refuses (permission, full, no folder) into InputError naming the storage folder."""

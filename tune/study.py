@@ -28,7 +28,7 @@ from tune.study_folder import (
     open_storage,
     read_study,
 )
-from tune.tracking import check_tracking, default_uri, redact
+from tune.tracking import absolute, check_tracking, default_uri, redact
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Opened:
-    """A study as far as its storage and its configuration tell. record: of a study that is resumed."""
+    """A study as far as its storage and its configuration tell. uri: of MLflow. record: of a study that is resumed."""
 
     storage: Path
     config: StudyConfig
     seed: int
+    uri: str
     record: StudyRecord | None
 
 
@@ -90,9 +91,10 @@ def open_study(request: Request) -> Opened:
         if request.study and exists(storage, check_name(request.study)):
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
     check_rule(config.search.rule)
+    uri = absolute(request.tracking_uri or (record.tracking_uri if record else None) or default_uri(storage))
     if not request.dry_run:
-        check_tracking(request.tracking_uri or default_uri(storage))
-    return Opened(storage, config, _seed(request, record), record)
+        check_tracking(uri)
+    return Opened(storage, config, _seed(request, record), uri, record)
 
 
 def _seed(request: Request, record: StudyRecord | None) -> int:
@@ -134,10 +136,11 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     from tune.study_run import StudyRun
 
     context.folder.mkdir(parents=True, exist_ok=True)
-    uri = request.tracking_uri or default_uri(storage)
+    uri = opened.uri
+    record = replace(record, config=config, finished=False, tracking_uri=None if uri == default_uri(storage) else redact(uri))
     with ExitStack() as stack:
         stack.enter_context(locked(context.folder))
-        study = StudyRun(context, hooks, replace(record, config=config), space, data, uri)
+        study = StudyRun(context, hooks, record, space, data, uri)
         stack.callback(study.close)
         study.clock.add("start", time.monotonic() - begin)
         try:

@@ -8,8 +8,6 @@ section, the field and the value.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,13 +68,26 @@ class StudyConfig(Configuration):
         """The preset's own configuration of the method, without the search."""
         return Configuration(**{name: getattr(self, name) for name in Configuration.model_fields})
 
-    def digest(self) -> str:
-        """SHA-256 (hex) of what decides a trial's results: all but how many trials there are and how they are run."""
-        content = self.model_dump(mode="json", exclude={"preset": True, "search": _HOW_IT_RUNS, "data": {"path"}})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What decides a trial's results, by "section.key": the "search" and the "configuration" of the method.
+
+        Left out is what may change from session to session: `changeable`.
+        """
+        fields = {name: value for name, value in self._fields().items() if name not in self.changeable()}
+        search = {name: value for name, value in fields.items() if name.startswith("search.")}
+        return {"search": search, "configuration": {name: value for name, value in fields.items() if name not in search}}
+
+    def changeable(self) -> dict[str, Any]:
+        """How many trials there are, how they are run and where the data lies, by "section.key"."""
+        return {name: value for name, value in self._fields().items() if name in _CHANGEABLE}
+
+    def _fields(self) -> dict[str, Any]:
+        sections = self.model_dump(mode="json", exclude={"preset"})
+        return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
 
 
 _HOW_IT_RUNS = {"trials", "concurrent_trials", "threads_per_trial", "fit_workers", "final_seeds", "rule", "retries"}
+_CHANGEABLE = {"data.path", *(f"search.{name}" for name in _HOW_IT_RUNS)}
 
 STUDY_PRESETS: dict[str, StudyConfig] = {
     "paper": StudyConfig(**dict(PRESETS["paper"]), preset="paper"),

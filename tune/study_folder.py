@@ -7,9 +7,10 @@ import json
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ class StudyFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """What `study.json` holds: enough to resume by name alone."""
+    """What `study.json` holds: enough to resume by name alone.
+
+    id: tells it from another study of its name on a tracking server. tracking_uri: without credentials; None: the
+    database in the storage folder.
+    """
 
     name: str
     config: StudyConfig
@@ -71,9 +76,11 @@ class StudyRecord:
     data_digest: str
     created: str
     finished: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    tracking_uri: str | None = None
 
     def write(self, folder: Path) -> None:
-        content = {name: getattr(self, name) for name in ("name", "seed", "data_digest", "created", "finished")}
+        content = {part.name: getattr(self, part.name) for part in fields(self)}
         write_json(folder / "study.json", {**content, "config": self.config.model_dump(mode="json")})
 
 

@@ -9,22 +9,22 @@ from typing import Any
 import ray
 
 from migvis.errors import InputError
+from migvis.training import FitError
 from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
 from tune.search_session import command_to_browse, connect, run_search
-from tune.selection import Selected, select
+from tune.selection import select
 from tune.space import SearchSpace
 from tune.study_folder import StudyFailed, StudyRecord
-from tune.summary import PhaseClock, earlier_seconds, git_revision, write_summary
-from tune.tracking import Tracker, default_uri
+from tune.summary import Outcome, PhaseClock, earlier_sessions, git_revision, write_summary
+from tune.tracking import Tracker, artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_error, stored_result
 from tune.trial_result import FinalResult
 
 REGISTERED_MODEL = "migvis"
-BUNDLE = "bundle"
 
 
 class StudyRun:
@@ -38,9 +38,10 @@ class StudyRun:
         self.revision = git_revision()
         self.state = "running"
         self._started_ray = False
-        self.selected: Selected | None = None
         self.final: FinalResult | None = None
-        self.clock = PhaseClock(earlier_seconds(context.folder))
+        # Of a study that is extended, what was selected stands until there is something newer.
+        earlier, self.outcome = earlier_sessions(context.folder)
+        self.clock = PhaseClock(earlier)
         self.ledger = self._open_ledger()
         record.write(context.folder)
         self.display = Display(context.folder / "progress", hooks.expected_seconds)
@@ -53,7 +54,7 @@ class StudyRun:
             context.study,
             space=self.space,
             objectives=self.data.objectives,
-            identity={"data": context.data_digest, "configuration": self.config.digest(), "seed": context.seed},
+            identity={**self.config.identity(), "data": context.data_digest, "seed": context.seed},
             seed=context.seed,
             trials=search.trials,
             startup_trials=search.startup_trials,
@@ -63,19 +64,26 @@ class StudyRun:
         )
 
     def _writer(self) -> Writer:
-        sections = self.config.model_dump(mode="json", exclude={"preset"})
-        params = {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+        identity = self.config.identity()
         tags = {
+            **{f"migvis.{name}": str(value) for name, value in self.config.changeable().items()},
             "migvis.data_digest": self.context.data_digest,
             "migvis.seed": str(self.context.seed),
             "migvis.preset": self.config.preset,
             "mlflow.source.git.commit": self.revision,
             "mlflow.source.name": "tune/run.py",
         }
-        own = self.context.storage if self.uri == default_uri(self.context.storage) else None
-        ledger = self.ledger
         return Writer(
-            self.uri, own, self.context.study, tags=tags, params=params, recall=ledger.remembered, remember=ledger.remember
+            self.uri,
+            artifacts_folder(self.uri, self.context.storage),
+            self.context.study,
+            study_id=self.record.id,
+            seed=self.context.seed,
+            tags=tags,
+            # The runs' parameters: MLflow refuses other values of those when a study is resumed.
+            params={**identity["configuration"], **identity["search"]},
+            recall=self.ledger.remembered,
+            remember=self.ledger.remember,
         )
 
     def run(self, address: str | None) -> None:
@@ -91,7 +99,10 @@ class StudyRun:
             for name, phase in (("prepare", self._prepare), ("search", self._search), ("final", self._finish)):
                 self.display.phase(name)
                 with self.clock.phase(name):
-                    phase()
+                    try:
+                        phase()
+                    except FitError as error:
+                        raise StudyFailed(f"{name}: {error}") from error
                 self.summarise()
             self.display.phase("writing to MLflow")
             problems = self.end("finished", "FINISHED")
@@ -136,26 +147,19 @@ class StudyRun:
         self.summarise()
 
     def _finish(self) -> None:
-        self.selected = select(self.ledger.candidates(), self.search.rule, self.ledger.objectives)
-        if self.selected.warning:
-            self.display.say(f"WARNING: {self.selected.warning}")
-        self.display.say(f"selected trial {self.selected.trial} by {self.selected.rule}: {params_text(self.selected.params)}")
-        self.final = self.hooks.finish(self.context, self.selected)
+        selected = select(self.ledger.candidates(), self.search.rule, self.ledger.objectives)
+        if selected.warning:
+            self.display.say(f"WARNING: {selected.warning}")
+        self.display.say(f"selected trial {selected.trial} by {selected.rule}: {params_text(selected.params)}")
+        if self.outcome is None or self.outcome.export is None:
+            self.outcome = Outcome(selected)
+        self.final = self.hooks.finish(self.context, selected)
+        self.outcome = Outcome(selected, self.final.metrics, self.final.export)
         self.context.reporter("final").done()
         self._remember_stages("stages_final", self.final.stages)
 
     def summarise(self) -> dict[str, Any]:
-        final = self.final
-        return write_summary(
-            self.context,
-            self.ledger,
-            self.clock,
-            self.revision,
-            state=self.state,
-            selected=self.selected,
-            final_metrics=None if final is None else final.metrics,
-            export=None if final is None else final.export,
-        )
+        return write_summary(self.context, self.ledger, self.clock, self.revision, state=self.state, outcome=self.outcome)
 
     def _show_trials(self) -> None:
         self.display.trials(self.ledger.finished_count(), self.search.trials, self.search.concurrent_trials)
@@ -166,20 +170,27 @@ class StudyRun:
         state: of the study, for the summary. status: of its MLflow run.
         """
         self.state = state
-        self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
-        if self.selected is not None and self.final is not None:
-            tags = {"study": self.context.study, "trial": str(self.selected.trial), "rule": self.selected.rule}
-            files = {BUNDLE: self.final.export, **self.final.artifacts}
-            metrics = {f"final/{name}": value for name, value in self.final.metrics.items()}
-            selected = {f"migvis.selected_{name}": value for name, value in tags.items()}
-            self.tracker.study_ended(status, metrics, self.final.images, files, selected)
-            self.tracker.register_selected(REGISTERED_MODEL, BUNDLE, {**tags, "data_digest": self.context.data_digest})
-        else:
-            self.tracker.study_ended(status)
-        problems = self.tracker.close(60.0 if state == "finished" else 15.0)
+        with self.clock.phase("tracking"):
+            problems = self._write_rest(status, 60.0 if state == "finished" else 15.0)
         # After the last call to MLflow, so that the trials' run ids are known.
         self.summarise()
         return problems
+
+    def _write_rest(self, status: str, timeout: float) -> list[str]:
+        self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
+        if self.outcome is not None and self.final is not None:
+            chosen = self.outcome.selected
+            tags = {"study": self.context.study, "trial": str(chosen.trial), "rule": chosen.rule}
+            # A folder for each selected trial: an earlier version of the model keeps its own.
+            bundle = f"bundle-{chosen.trial}"
+            files = {bundle: self.final.export, **self.final.artifacts}
+            metrics = {f"final/{name}": value for name, value in self.final.metrics.items()}
+            selected = {f"migvis.selected_{name}": value for name, value in tags.items()}
+            self.tracker.study_ended(status, metrics, self.final.images, files, selected, self.ledger.finished_count())
+            self.tracker.register_selected(REGISTERED_MODEL, bundle, {**tags, "data_digest": self.context.data_digest})
+        else:
+            self.tracker.study_ended(status)
+        return self.tracker.close(timeout)
 
     def close(self) -> None:
         """Stops Ray; a second Ctrl-C may come here, and nothing is lost by it."""

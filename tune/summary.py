@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,26 @@ class PhaseClock:
         return {name: round(value, 2) for name, value in seconds.items()}
 
 
-def earlier_seconds(folder: Path) -> dict[str, float]:
-    """Wall seconds by phase of a study's earlier sessions, from its summary."""
+@dataclass(frozen=True)
+class Outcome:
+    """The selected trial and, once the final stage is done, its metrics on test images and the exported bundle."""
+
+    selected: Selected
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    export: Path | None = None
+
+
+def earlier_sessions(folder: Path) -> tuple[dict[str, float], Outcome | None]:
+    """Wall seconds by phase and the outcome of a study's earlier sessions, from its summary."""
     try:
-        return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["wall_seconds"])
-    except (OSError, ValueError, KeyError):
-        return {}
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        seconds, chosen, export = dict(summary["wall_seconds"]), summary["selected"], summary["export"]
+        if chosen is None:
+            return seconds, None
+        metrics = {name: math.nan if value is None else value for name, value in summary["final_metrics"].items()}
+        return seconds, Outcome(Selected(**chosen), metrics, None if export is None else Path(export))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, None
 
 
 def git_revision(root: Path = ROOT) -> str:
@@ -91,12 +106,11 @@ def write_summary(
     revision: str,
     *,
     state: str,
-    selected: Selected | None = None,
-    final_metrics: Mapping[str, float] | None = None,
-    export: Path | None = None,
+    outcome: Outcome | None = None,
 ) -> dict[str, Any]:
     """Writes `<storage>/<study>/summary.json` atomically and returns its content. Values that are not finite are null."""
     records = ledger.records()
+    final_metrics = {} if outcome is None else outcome.metrics
     stages = list(ledger.remembered("stages_prepare", []))
     for record in records:
         stages += record.result.stages if record.result is not None else []
@@ -124,12 +138,10 @@ def write_summary(
             for record in records
         ],
         "stages": stage_totals(stages),
-        "selected": None
-        if selected is None
-        else {"trial": selected.trial, "params": selected.params, "rule": selected.rule, "warning": selected.warning},
-        "final_metrics": _finite(final_metrics or {}),
-        "notes": notes([record.result.metrics for record in records if record.result is not None], final_metrics or {}),
-        "export": None if export is None else str(export),
+        "selected": None if outcome is None else asdict(outcome.selected),
+        "final_metrics": _finite(final_metrics),
+        "notes": notes([record.result.metrics for record in records if record.result is not None], final_metrics),
+        "export": None if outcome is None or outcome.export is None else str(outcome.export),
         "wall_seconds": clock.seconds(),
         "configuration": context.config.model_dump(mode="json"),
     }

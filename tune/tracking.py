@@ -31,6 +31,18 @@ def redact(text: str) -> str:
     return re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1", text)
 
 
+def absolute(uri: str) -> str:
+    """`uri` as it is understood from any folder: the path of a SQLite database made absolute."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path in (uri, ":memory:") else f"sqlite:///{Path(path).absolute()}"
+
+
+def artifacts_folder(uri: str, storage: Path) -> Path | None:
+    """Where a database's artifacts are kept: beside the studies; None: the server at `uri` decides."""
+    database = urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+    return storage / "mlflow-artifacts" if database else None
+
+
 def check_tracking(uri: str, timeout: float = 5.0) -> None:
     """Raises InputError, one line and within `timeout` seconds or so, where `uri` cannot be tracked to."""
     shown = f"--tracking-uri {redact(uri)}"
@@ -73,6 +85,8 @@ def _check_http(scheme: str, host: str, port: int, path: str, timeout: float) ->
     # Access control answers 401 or 403 without credentials, which MLflow sends and this does not: the server is there.
     if status >= 500:
         raise OSError(f"the server answers {status}")
+    if status >= 400 and status not in (401, 403):
+        raise OSError(f"it answers {status} at /health, as no MLflow server does")
 
 
 def _is_passing(error: Exception) -> bool:
@@ -98,10 +112,8 @@ class Tracker:
         self._waits = (first_wait, longest_wait)
         self._stop = threading.Event()
         self._queued: set[int] = set()
-        self._sent: set[int] = set()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self.problems: list[str] = []
-        self.away_since: float | None = None
 
     @property
     def uri(self) -> str:
@@ -110,7 +122,7 @@ class Tracker:
 
     def start(self) -> None:
         """Starts the thread, which imports MLflow, creates its database and the study's run first."""
-        self.submit("the study's run", Writer.parent_run)
+        self.submit("the study's run", Writer.study_started)
         self._thread.start()
 
     def submit(self, name: str, job: Job) -> bool:
@@ -128,13 +140,8 @@ class Tracker:
         """Queues a trial that ended; one that will be tried again keeps its run open."""
         if record.state == "WAITING":
             return
-
-        def write(writer: Writer) -> None:
-            writer.trial_ended(record)
-            if record.result is not None:
-                self._sent.add(record.number)
-
-        if self.submit(f"trial {record.number}", write) and record.result is not None:
+        queued = self.submit(f"trial {record.number}", lambda writer: writer.trial_ended(record))
+        if queued and record.result is not None:
             self._queued.add(record.number)
 
     def catch_up(self, records: Sequence[TrialRecord], recall: Callable[[str], object]) -> None:
@@ -150,8 +157,9 @@ class Tracker:
         images: Mapping[str, Path] | None = None,
         artifacts: Mapping[str, Path] | None = None,
         tags: Mapping[str, str] | None = None,
+        step: int = 0,
     ) -> None:
-        values = (metrics or {}, images or {}, artifacts or {}, tags or {})
+        values = (metrics or {}, images or {}, artifacts or {}, tags or {}, step)
         self.submit("the end of the study", lambda writer: writer.study_ended(status, *values))
 
     def register_selected(self, name: str, artifact: str, tags: Mapping[str, str]) -> None:
@@ -159,7 +167,12 @@ class Tracker:
         self.submit("the registered model", lambda writer: writer.register(name, artifact, tags))
 
     def close(self, timeout: float = 60.0) -> list[str]:
-        """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was)."""
+        """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was).
+
+        Before `start` there is nothing to wait for: the study's database has what a later session will send.
+        """
+        if not self._thread.is_alive():
+            return list(self.problems)
         deadline = time.monotonic() + timeout
         waiting = self._jobs.qsize()
         try:
@@ -187,14 +200,12 @@ class Tracker:
         while not self._stop.is_set():
             try:
                 job(self._writer)
-                self.away_since = None
                 return
             except Exception as error:
                 # Anything that will not pass by itself is told at the end; the study never stops for its tracking.
                 if not _is_passing(error):
                     self.problems.append(f"{self.uri}: {name} was not written: {redact(_first_line(error))}")
                     return
-                self.away_since = self.away_since or time.monotonic()
                 self._stop.wait(wait)
                 wait = min(2 * wait, longest)
 

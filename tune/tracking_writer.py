@@ -81,23 +81,27 @@ def create_database(path: Path, artifacts: Path) -> None:
 class Writer:
     """Writes one study to MLflow.
 
-    uri: the tracking server or database. storage: where a database of our own keeps its artifacts (None: the
-    server decides). study: its name. tags: of the parent run and of every trial. params: of the whole study's
-    configuration, flat ("vae.pc_weight"). recall, remember: run ids kept with the study, by key.
+    uri: the tracking server or database. artifacts: where a database's artifacts are kept (None: the server
+    decides). study, study_id: its name, and what tells it from another of that name. seed: of the first fit of a
+    trial. tags: of the parent run and of every trial; they may change from session to session. params: of the study's
+    configuration, flat ("vae.pc_weight"), which may not. recall, remember: run ids kept with the study, by key.
     """
 
     def __init__(
         self,
         uri: str,
-        storage: Path | None,
+        artifacts: Path | None,
         study: str,
         *,
+        study_id: str,
+        seed: int,
         tags: Mapping[str, str],
         params: Mapping[str, Any],
         recall: Callable[[str], Any],
         remember: Callable[[str, Any], None],
     ) -> None:
-        self.uri, self._storage, self.study = uri, storage, study
+        self.uri, self._artifacts, self.study = uri, artifacts, study
+        self._study_id, self._seed = study_id, seed
         self._tags, self._params, self._recall, self._remember = dict(tags), dict(params), recall, remember
         self._client: Any = None
         self._experiment_id = ""
@@ -106,9 +110,9 @@ class Writer:
     def client(self) -> Any:
         """MLflow's client; the first use imports MLflow, creates the database and the experiment."""
         if self._client is None:
-            artifacts = None if self._storage is None else self._storage / "mlflow-artifacts"
-            if self._storage is not None and artifacts is not None:
-                create_database(self._storage / "mlflow.db", artifacts)
+            artifacts = self._artifacts
+            if artifacts is not None and self.uri.startswith("sqlite:///"):
+                create_database(Path(self.uri.removeprefix("sqlite:///").partition("?")[0]), artifacts)
             mlflow = import_mlflow()
             client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -122,16 +126,23 @@ class Writer:
     def parent_run(self) -> str:
         """The id of the study's run, created at the first call."""
         params = {**self._params, "study": self.study}
-        return self._run("mlflow_parent", self.study, {"migvis.study": self.study, "migvis.kind": "study"}, params)
+        own = {"migvis.study_id": self._study_id, "migvis.kind": "study"}
+        return self._run("mlflow_parent", self.study, own, params, {"migvis.study": self.study})
 
-    def _run(self, key: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-        """The id of a run: remembered, else found by its tags, else created."""
+    def study_started(self) -> None:
+        """A session of the study begins: its run is open again, with this session's tags."""
+        run_id = self.parent_run()
+        self._log_tags(run_id, self._tags)
+        self.client.update_run(run_id, status="RUNNING")
+
+    def _run(self, key: str, name: str, tags: dict[str, str], params: dict[str, Any], more: Mapping[str, str]) -> str:
+        """The id of a run: remembered, else found by its tags, else created with those and with `more`."""
         known = self._recall(key)
         if known:
             return str(known)
         filter_string = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         found = self.client.search_runs([self._experiment_id], filter_string, max_results=1)
-        all_tags = {**self._tags, **tags}
+        all_tags = {**self._tags, **more, **tags}
         run = found[0] if found else self.client.create_run(self._experiment_id, tags=all_tags, run_name=name)
         run_id = str(run.info.run_id)
         self._log_params(run_id, params)
@@ -150,7 +161,7 @@ class Writer:
         tags = {"mlflow.parentRunId": parent, "migvis.trial": str(record.number)}
         searched = {f"{PARAMETERS[name]}.{name}": value for name, value in record.params.items()}
         params = {**self._params, **searched, **record.params}
-        return self._run(run_key(record.number), f"{self.study}-{record.number:03d}", tags, params)
+        return self._run(run_key(record.number), f"{self.study}-{record.number:03d}", tags, params, {})
 
     def trial_started(self, record: TrialRecord) -> None:
         run_id = self.trial_run(record)
@@ -172,7 +183,7 @@ class Writer:
             metrics["constraint"] = record.constraint
         points = [(name, value, 0) for name, value in metrics.items()]
         for name, values in result.per_seed.items():
-            points += [(f"per_seed/{name}", value, seed) for seed, value in enumerate(values)]
+            points += [(f"per_seed/{name}", value, seed) for seed, value in enumerate(values, self._seed)]
         points += [(name, value, step) for name, curve in result.curves.items() for step, value in curve]
         self._log_points(run_id, points)
         self._log_files(run_id, result.images, result.artifacts, step=0)
@@ -193,10 +204,14 @@ class Writer:
         images: Mapping[str, Path],
         artifacts: Mapping[str, Path],
         tags: Mapping[str, str],
+        step: int,
     ) -> None:
-        """Writes the final stage to the parent run. status: "FINISHED", "FAILED" or "KILLED"."""
+        """Writes the final stage to the parent run. status: "FINISHED", "FAILED" or "KILLED".
+
+        step: of the metrics, larger when the study was extended: MLflow shows the values of the largest.
+        """
         run_id = self.parent_run()
-        self._log_points(run_id, [(name, value, 0) for name, value in metrics.items()])
+        self._log_points(run_id, [(name, value, step) for name, value in metrics.items()])
         self.study_files(images, artifacts)
         self._log_tags(run_id, dict(tags))
         self.client.set_terminated(run_id, status=status)

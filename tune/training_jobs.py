@@ -117,10 +117,11 @@ def _quiet_and_interruptible() -> Iterator[None]:
 
 
 def default_resources(threads: int) -> dict[str, float]:
-    """Per worker: one GPU where the cluster has any, and a CPU per thread (a quarter of one beside a GPU)."""
+    """Per worker: one GPU where the cluster has any, and a CPU per thread, at most all (a quarter of one beside a GPU)."""
     import ray
 
-    return {"GPU": 1, "CPU": 0.25} if ray.cluster_resources().get("GPU", 0) else {"CPU": threads}
+    total = ray.cluster_resources()
+    return {"GPU": 1, "CPU": 0.25} if total.get("GPU", 0) else {"CPU": min(float(threads), total.get("CPU", 1.0))}
 
 
 def fit_with_ray_train(
@@ -140,7 +141,7 @@ def fit_with_ray_train(
     `function` is importable by name; `arguments` are small values and absolute paths, among them the checkpoint from
     which the fit resumes after the death of a worker (at most `max_failures` times) or of this process. `folder` is the
     stage's scratch folder. What rank 0 returns holds no tensors. Workers of more than one talk by gloo, or nccl on GPUs.
-    Ray must be initialised (see `tune.ray_session.start_ray`).
+    Ray must be initialised (see `tune.search_session.connect`).
 
     Raises the fit's own InputError, FitError or other exception (not retried if `is_final`), InputError if the cluster
     can never place the workers, RuntimeError if workers keep dying, KeyboardInterrupt with all workers stopped.

@@ -76,9 +76,18 @@ def make_study(storage: Path, tracked: bool) -> Path:
     folder.mkdir()
     StudyRecord("s", STUDY_PRESETS["quick"], 3, "digest", "now", True).write(folder)
     memory: dict = {}
-    tags = {"migvis.data_digest": "digest", "migvis.seed": "3"}
-    params = {"data.path": None, "vae.group_rank": 3}
-    writer = Writer(default_uri(storage), storage, "s", tags=tags, params=params, recall=memory.get, remember=memory.__setitem__)
+    tags = {"migvis.data_digest": "digest", "migvis.seed": "3", "migvis.data.path": "None"}
+    writer = Writer(
+        default_uri(storage),
+        storage / "mlflow-artifacts",
+        "s",
+        study_id="1",
+        seed=3,
+        tags=tags,
+        params={"vae.group_rank": 3},
+        recall=memory.get,
+        remember=memory.__setitem__,
+    )
     if tracked:
         writer.study_files({}, {"denoiser": denoiser.path})
     rows = []
@@ -94,7 +103,7 @@ def make_study(storage: Path, tracked: bool) -> Path:
         if tracked:
             writer.trial_ended(TrialRecord(number, state, searched, result, result.constraint, 0, None, 1.0))
     if tracked:
-        writer.study_ended("FINISHED", {"final/selectivity": 0.45}, {}, {}, {"migvis.selected_trial": "1"})
+        writer.study_ended("FINISHED", {"final/selectivity": 0.45}, {}, {}, {"migvis.selected_trial": "1"}, 3)
     selected = {"trial": 1, "params": {"group_rank": 2}, "rule": "ideal_corner"}
     stages = [{"kind": "denoiser", "key": denoiser.key}]
     content = {"trials": rows, "selected": selected, "final_metrics": {"selectivity": 0.45}, "stages": stages}

@@ -2,90 +2,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pytest
 
 from migvis.config import PRESETS
 from migvis.errors import InputError
+from migvis.training import FitError
 from tune.context import Hooks
-from tune.ledger import Ledger
 from tune.run import main
-from tune.selection import OBJECTIVES
-from tune.space import SearchSpace
-from tune.study_config import load_study_config
+from tune.selection import Selected
 from tune.study_folder import default_storage, latest_unfinished, locked, open_storage, read_study
-
-# The science of these tests: small, real functions of the parameters. Text, because a subprocess runs it as well.
-SCIENCE = """
-import json, math, os, sys, time
-from pathlib import Path
-from PIL import Image
-from migvis.errors import InputError
-from tune.context import DataSummary, Hooks
-from tune.trial_result import FinalResult, Prepared, TrialResult
-
-def open_data(config, storage):
-    path = Path(config.data.path) if config.data.path else storage / "data.h5"
-    if not path.exists() and config.data.path:
-        raise InputError(f"{path}: no such file")
-    path.touch()
-    return DataSummary(path, "digest", 900)
-
-def prepare(context):
-    weights = context.folder / "denoiser.safetensors"
-    weights.write_bytes(b"w")
-    context.reporter("prepare").line("denoiser: fitted")
-    return Prepared([{"kind": "denoiser", "key": "d", "seconds": 2.0, "reused": False}], {"models": weights})
-
-def run_trial(context, configuration, params, number):
-    with open(context.folder / "calls.txt", "a") as handle:
-        handle.write(json.dumps([number, params]) + "\\n")
-    time.sleep(float(os.environ.get("TRIAL_SECONDS", "0")))
-    if number == 1 and configuration.vae.epochs == 13:
-        raise RuntimeError("non-finite loss")
-    if configuration.vae.epochs == 14:
-        raise InputError("weights.pt: not found")
-    constraint = math.log10(params["pc_weight"]) + 2.5
-    if constraint > 0:
-        return TrialResult({"neural_r2": 0.5}, constraint=constraint, pruned=True)
-    picture = context.trial_folder(number) / "edits.png"
-    Image.new("L", (8, 8), number).save(picture)
-    metrics = {"neural_r2": 0.9, "group_mig": 1 / params["group_rank"], "selectivity": params["edit_step"], "realism": 0.5}
-    stages = [{"kind": "vae", "key": f"v{number}", "seconds": 1.0, "reused": False},
-              {"kind": "denoiser", "key": "d", "seconds": 0.0, "reused": True}]
-    return TrialResult(metrics, constraint=constraint, images={"edits": picture}, stages=stages, seconds={"vae": 1.0})
-
-def finish(context, selected):
-    bundle = context.folder / "bundle"
-    bundle.mkdir(exist_ok=True)
-    (bundle / "configuration.json").write_text(json.dumps(selected.params))
-    picture = context.folder / "final.png"
-    Image.new("L", (8, 8)).save(picture)
-    return FinalResult({"neural_r2": 0.88}, bundle, images={"final": picture}, main_image=picture)
-
-hooks = Hooks(open_data, prepare, run_trial, finish, plan=lambda context, space: f"plan of {context.study}: {space}",
-              expected_seconds={"trial": 1.0, "final": 1.0})
-"""
-
-
-@pytest.fixture(scope="module")
-def science():
-    """SCIENCE as functions that a Ray worker can be sent."""
-    import ray.cloudpickle
-
-    module = type(sys)("science_of_the_tests")
-    exec(SCIENCE, module.__dict__)
-    sys.modules[module.__name__] = module
-    ray.cloudpickle.register_pickle_by_value(module)
-    yield module.hooks
-    ray.cloudpickle.unregister_pickle_by_value(module)
-    del sys.modules[module.__name__]
 
 
 def summary_of(storage: Path, study: str) -> dict:
@@ -118,7 +46,7 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     assert summary["selected"]["trial"] in (0, 1, 2)
     assert summary["selected"]["rule"] == "ideal_corner"
     assert Path(summary["export"]).is_dir()
-    assert set(summary["wall_seconds"]) == {"start", "prepare", "search", "final"}
+    assert set(summary["wall_seconds"]) == {"start", "prepare", "search", "final", "tracking"}
     assert (summary["state"], summary["seed"], summary["data"]["digest"]) == ("finished", 5, "digest")
     for words in ("mlflow/serve.sh", "final.png", "bundle", "trial 2", "denoiser: fitted"):
         assert words in said
@@ -133,7 +61,8 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"bundle", "models", "pictures"}
+    bundle = f"bundle-{summary['selected']['trial']}"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {bundle, "models", "pictures"}
     assert client.get_model_version("migvis", "1").tags["trial"] == str(summary["selected"]["trial"])
 
     assert main(["--storage", str(storage), "--study", "first", "--resume", "--trials", "5"], science) == 0
@@ -142,6 +71,70 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     assert [number for number, _ in calls_of(storage, "first")] == [0, 1, 2, 3, 4]
     assert len(client.search_runs([experiment])) == 6
     assert next(stage for stage in more["stages"] if stage["kind"] == "denoiser")["fitted"] == 2  # the hook never reuses
+
+
+def test_extended_study_keeps_what_was_selected_until_there_is_something_newer(
+    local_ray, storage, science, blank_mlflow, monkeypatch, capsys
+) -> None:
+    def choose(index: int) -> None:
+        def chosen(candidates, rule, objectives) -> Selected:
+            return Selected(candidates[index].number, candidates[index].params, rule)
+
+        monkeypatch.setattr("tune.study_run.select", chosen)
+
+    def interrupted(context) -> None:
+        raise KeyboardInterrupt
+
+    uri = f"sqlite:///{storage / 'other.db'}"
+    (storage / "other.db").write_bytes(blank_mlflow.read_bytes())
+    arguments = ["--storage", str(storage), "--set", "search.pc_weight=[1e-6, 1e-4]"]
+    choose(0)
+    assert main([*arguments, "--study", "x", "--trials", "1", "--tracking-uri", uri], science) == 0
+    first = summary_of(storage, "x")
+    arguments = ["--storage", str(storage), "--resume"]
+    assert main([*arguments, "--study", "x", "--trials", "2"], replace(science, prepare=interrupted)) == 130
+    between = summary_of(storage, "x")
+    assert (first["state"], between["state"]) == ("finished", "interrupted")
+    for name in ("selected", "final_metrics", "export"):
+        assert between[name] == first[name]
+    assert latest_unfinished(storage).config.search.trials == 2
+
+    choose(-1)
+    assert main(arguments, science) == 0  # the same tracking server, without being told
+    last = summary_of(storage, "x")
+    assert (first["selected"]["trial"], last["selected"]["trial"], last["state"]) == (0, 1, "finished")
+    assert read_study(storage, "x").finished
+
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    (parent,) = client.search_runs([client.get_experiment_by_name("migvis").experiment_id], "tags.`migvis.kind` = 'study'")
+    for version in ("1", "2"):
+        source = client.get_model_version("migvis", version).source
+        params = json.loads(Path(source.removeprefix("file://"), "configuration.json").read_text())
+        assert params == last["trials"][int(version) - 1]["params"]
+    assert parent.info.artifact_uri.startswith((storage / "mlflow-artifacts").as_uri())
+    assert parent.data.tags["migvis.search.trials"] == "2"
+    assert mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}").get_experiment_by_name("migvis") is None
+
+
+def test_tracking_uri_is_kept_for_the_resume_without_its_credentials(tmp_path, science, monkeypatch, capsys) -> None:
+    seen = []
+
+    class Stub:
+        def __init__(self, context, hooks, record, space, data, uri) -> None:
+            record.write(context.folder)
+            seen.append(uri)
+            raise InputError("enough")
+
+    monkeypatch.setattr("tune.study_run.StudyRun", Stub)
+    monkeypatch.setattr("tune.study.check_tracking", lambda uri: None)
+    fails(capsys, tmp_path, science, "--study", "c", "--tracking-uri", "postgresql://me:secret@db/x")
+    study_id = read_study(tmp_path, "c").id
+    fails(capsys, tmp_path, science, "--resume")
+    assert seen == ["postgresql://me:secret@db/x", "postgresql://db/x"]
+    assert read_study(tmp_path, "c").id == study_id
+    assert "secret" not in (tmp_path / "c" / "study.json").read_text()
 
 
 def test_failing_trial_is_retried_then_the_study_goes_on(local_ray, storage, science, capsys) -> None:
@@ -179,11 +172,28 @@ def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys)
         (["--resume", "--study", "nothing"], "nothing"),
         (["--tracking-uri", "http://127.0.0.1:9"], "--tracking-uri"),
         (["--seed", "-1"], "--seed"),
+        (["--set", "vae.group_rank=12"], "vae.group_rank=12: outside search.group_rank"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, science, capsys, arguments, part) -> None:
     assert part in fails(capsys, tmp_path, science, *arguments)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_mistake_in_the_options_is_one_line(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--trials", "abc"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: argument --trials: invalid int value: 'abc'\n"
+
+
+def test_fit_that_fails_before_the_first_trial_is_one_line(local_ray, storage, science, capsys) -> None:
+    def prepare(context) -> None:
+        raise FitError("fit denoiser: the loss is nan at step 3")
+
+    assert main(["--storage", str(storage), "--study", "n"], replace(science, prepare=prepare)) == 1
+    assert capsys.readouterr().err == "error: prepare: fit denoiser: the loss is nan at step 3\n"
+    assert summary_of(storage, "n")["state"] == "failed"
 
 
 def test_storage_that_cannot_be_written(tmp_path, science, capsys) -> None:
@@ -204,7 +214,8 @@ def test_existing_study_is_never_harmed(local_ray, storage, science, capsys) -> 
     assert "--resume" in fails(capsys, storage, science, "--study", "s")
     assert "seed" in fails(capsys, storage, science, "--study", "s", "--resume", "--seed", "9")
     changed = ["--study", "s", "--resume", "--set", "search.group_rank=[1, 4]"]
-    assert "another" in fails(capsys, storage, science, *changed)
+    line = fails(capsys, storage, science, *changed)
+    assert "begun with another search: search.group_rank was [1, 8], is now [1, 4]" in line
     with locked(storage / "s"):
         assert str(os.getpid()) in fails(capsys, storage, science, "--study", "s", "--resume")
     assert (storage / "s" / "summary.json").read_bytes() == before
@@ -219,88 +230,3 @@ def test_default_storage(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("XDG_DATA_HOME")
     assert default_storage() == Path.home() / ".local/share/migvis"
     assert open_storage(tmp_path / "new").is_dir()
-
-
-class Driver:
-    """`main` with the tests' science, in a process of its own."""
-
-    def __init__(self, storage: Path, **environment: str) -> None:
-        self.storage, self.script = storage, storage / "driver.py"
-        self.script.write_text(SCIENCE + "\nfrom tune.run import main\nsys.exit(main(sys.argv[1:], hooks))\n")
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, str(self.script), "--storage", str(self.storage), *arguments]
-        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def wait_for_trial(self, process: subprocess.Popen, number: int) -> None:
-        path = self.storage / "k" / "calls.txt"
-        while not (path.exists() and f"[{number}, " in path.read_text()):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-
-
-def completed_params(storage: Path, study: str) -> list:
-    return [(trial["number"], trial["params"]) for trial in summary_of(storage, study)["trials"]]
-
-
-@pytest.mark.slow
-def test_kill_9_of_the_driver_then_resume(storage, science, tmp_path) -> None:
-    driver = Driver(storage, TRIAL_SECONDS="0.3")
-    process = driver.start("--study", "k", "--trials", "5")
-    driver.wait_for_trial(process, 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = driver.start("--resume")
-    output = again.communicate(timeout=300)
-    assert again.returncode == 0, output
-    assert [number for number, _ in completed_params(storage, "k")] == [0, 1, 2, 3, 4]
-    calls = calls_of(storage, "k")
-    finished_before = {0, 1, 2}
-    assert all(sum(call[0] == number for call in calls) == 1 for number in finished_before)
-    assert sum(call[0] == 3 for call in calls) <= 2
-    assert {json.dumps(call) for call in calls if call[0] == 3} == {json.dumps([3, dict(completed_params(storage, "k"))[3]])}
-    study = optuna.load_study(study_name="k", storage=f"sqlite:///{storage / 'k' / 'optuna.db'}")
-    states = [trial.state.name for trial in study.trials]
-    assert sum(state in ("COMPLETE", "PRUNED") for state in states) == 5
-    assert "RUNNING" not in states
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    assert len(client.search_runs([client.get_experiment_by_name("migvis").experiment_id])) == 6
-
-    # The same study, undisturbed: the ledger and the science without Ray.
-    config = load_study_config(None, ["search.trials=5"])
-    space = SearchSpace.of(config, 900)
-    start = space.start(config.configuration)
-    options = {"objectives": OBJECTIVES, "identity": {}, "seed": 0, "trials": 5, "startup_trials": 3}
-    ledger = Ledger(tmp_path / "undisturbed.db", "u", space=space, start=start, **options)
-    expected = []
-    while (proposal := ledger.propose()) is not None:
-        expected.append((proposal.number, proposal.params))
-        result = science.run_trial(CallsElsewhere(tmp_path), config.configuration, proposal.params, proposal.number)
-        ledger.finish(proposal.number, result)
-    assert completed_params(storage, "k") == expected
-
-
-class CallsElsewhere:
-    """A context of its own for trials that run beside the study."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def trial_folder(self, number: int) -> Path:
-        return self.folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_exits_130_with_the_line_that_resumes(storage, how) -> None:
-    driver = Driver(storage, TRIAL_SECONDS="1")
-    process = driver.start("--study", "k", "--trials", "5")
-    driver.wait_for_trial(process, 1)
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 130
-    assert errors.strip() == f"interrupted; go on with: python tune/run.py --study k --resume --storage {storage}"
-    assert summary_of(storage, "k")["state"] == "interrupted"

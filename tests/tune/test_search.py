@@ -17,6 +17,7 @@ from tune.study_config import load_study_config
 from tune.trial_result import TrialResult, stage_totals
 
 CONFIG = load_study_config(None)
+CONFIGURATION = {"vae.epochs": 5, "vae.readout": "linear"}
 
 
 def open_ledger(
@@ -28,7 +29,7 @@ def open_ledger(
         "study",
         space=space,
         objectives=objectives,
-        identity=identity or {"configuration": "a"},
+        identity=identity or {"configuration": CONFIGURATION},
         seed=seed,
         trials=trials,
         startup_trials=3,
@@ -109,6 +110,44 @@ def test_killed_while_proposing_frees_the_number(undisturbed, tmp_path) -> None:
     assert run(open_ledger(tmp_path)) == undisturbed[4:]
 
 
+def test_killed_between_queueing_trial_0_and_asking_for_it(undisturbed, tmp_path, monkeypatch) -> None:
+    first = open_ledger(tmp_path)
+    monkeypatch.setattr(first.study, "ask", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.propose()
+    assert run(open_ledger(tmp_path), 2) == undisturbed[:2]
+
+
+@pytest.mark.parametrize("suggested", [0, 2])
+def test_killed_while_proposing_a_trial_again_keeps_its_parameters(undisturbed, tmp_path, monkeypatch, suggested) -> None:
+    first = open_ledger(tmp_path)
+    first.fail(first.propose().number, "a passing trouble")
+    asked: list[str] = []
+
+    def some(trial: optuna.Trial, name: str, *arguments, **options) -> int:
+        if len(asked) == suggested:
+            interrupt()
+        asked.append(name)
+        return suggest_int(trial, name, *arguments, **options)
+
+    suggest_int = optuna.Trial.suggest_int
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "suggest_int", some)
+        patch.setattr(optuna.Trial, "suggest_categorical", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.propose()
+    second = open_ledger(tmp_path)
+    again = second.propose()
+    assert (again.number, again.params, again.attempt) == (0, undisturbed[0].params, 1)
+    second.finish(0, result_of(again.params))
+    assert run(second, 2) == undisturbed[1:3]
+
+
+def interrupt(*arguments, **options) -> None:
+    """The driver is killed here."""
+    raise KeyboardInterrupt
+
+
 def test_result_that_was_written_but_not_recorded_is_not_run_again(tmp_path) -> None:
     first = open_ledger(tmp_path, trials=2)
     params = first.propose().params
@@ -162,8 +201,15 @@ def test_result_survives_the_database(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"space": SearchSpace.of(load_study_config(None, ["search.group_rank=[1, 4]"]), 900)}, "search space"),
-        ({"identity": {"configuration": "b"}}, "configuration"),
+        (
+            {"space": SearchSpace.of(load_study_config(None, ["search.group_rank=[1, 4]"]), 900)},
+            "space: search.group_rank",
+        ),
+        (
+            {"identity": {"configuration": {"vae.epochs": 9, "vae.readout": "linear"}}},
+            "vae.epochs was 5, is now 9",
+        ),
+        ({"identity": {"configuration": CONFIGURATION, "data": "other"}}, "data: null, now other"),
     ],
 )
 def test_another_study_under_the_same_name_is_refused(tmp_path, changed, named) -> None:

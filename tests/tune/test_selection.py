@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from migvis.errors import InputError
-from tune.selection import Candidate, check_rule, hypervolume, ideal_corner, pareto_front, select
+from tune.selection import Candidate, check_rule, ideal_corner, pareto_front, select
 
 
 def candidate(number, group_mig, selectivity, realism, r2=0.9, constraint=-0.01) -> Candidate:
@@ -114,10 +114,3 @@ def test_pareto_front_against_the_naive_loop() -> None:
         for p in points
     ]
     assert pareto_front(points).tolist() == naive
-
-
-def test_hypervolume() -> None:
-    assert hypervolume(np.zeros((0, 3))) == 0
-    assert hypervolume(np.array([[0.5, 0.5, 0.5]])) == pytest.approx(0.125)
-    assert hypervolume(np.array([[1.0, 0.5], [0.5, 1.0]])) == pytest.approx(0.75)
-    assert hypervolume(np.array([[2.0, -1.0]])) == 0

@@ -60,15 +60,33 @@ def test_suggestions_are_rounded_in_range_and_applicable() -> None:
 def test_trial_0_is_the_presets_configuration(preset: str) -> None:
     params = space().start(PRESETS[preset])
     assert apply(PRESETS[preset], params) == PRESETS[preset]
-    for name, distribution in space().distributions().items():
-        assert distribution._contains(distribution.to_internal_repr(params[name])), name
 
 
-def test_trial_0_moves_to_the_nearest_value() -> None:
-    overrides = ["vae.pc_weight=0", "vae.group_rank=12", "critic.infonce_batch=100", "synthesis.edit_step=0.47"]
-    config = load_study_config(None, overrides)
+def test_trial_0_is_rounded_to_the_nearest_value() -> None:
+    config = load_study_config(None, ["vae.pc_weight=0.00123", "synthesis.edit_step=0.57"])
     start = SearchSpace.of(config, 900).start(config.configuration)
-    assert (start["pc_weight"], start["group_rank"], start["infonce_batch"], start["edit_step"]) == (1e-6, 8, 128, 0.5)
+    assert (start["pc_weight"], start["edit_step"]) == (0.0012, 0.55)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("vae.group_rank=12", "outside search.group_rank [1, 8]; --set search.group_rank=[1,12] widens it"),
+        ("vae.pc_weight=1e-07", "outside search.pc_weight [1e-06, 0.1]; --set search.pc_weight=[1e-07,0.1] widens it"),
+        ("vae.pc_weight=0", "outside search.pc_weight [1e-06, 0.1]"),
+        (
+            "critic.infonce_batch=100",
+            "outside search.infonce_batch [16, 32, 64, 128, 256]; --set search.infonce_batch=[16,32,64,100,128,256] widens it",
+        ),
+        ("synthesis.edit_step=0.43", "outside search.edit_step [0.5, 0.95]; --set search.edit_step=[0.45,0.95] widens it"),
+    ],
+)
+def test_trial_0_outside_the_space_is_refused_with_the_range_to_widen(override: str, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        space(override)
+    assert str(caught.value) == f"{override}: {line}"
+    if "--set" in line:
+        space(override, line.split("--set ")[1].removesuffix(" widens it"))
 
 
 def test_apply_changes_only_the_searched_values_and_validates() -> None:
@@ -83,7 +101,7 @@ def test_apply_changes_only_the_searched_values_and_validates() -> None:
         apply(base, {"edit_step": 0.99})
 
 
-def test_digest_tells_spaces_apart() -> None:
-    assert space().digest() == space().digest()
-    assert space().digest() != space("search.group_count=[2, 6]").digest()
-    assert space().digest() != space(pictures=100).digest()
+def test_ranges_tell_spaces_apart() -> None:
+    assert space().ranges() == space().ranges()
+    assert space("search.group_count=[2, 6]").ranges() == {**space().ranges(), "search.group_count": [2, 6]}
+    assert space(pictures=100).ranges()["search.infonce_batch"] == [16, 32, 64]

@@ -104,11 +104,13 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "none.yaml" in error_line(tmp_path / "none.yaml")
 
 
-def test_digest_ignores_how_the_study_is_run() -> None:
+def test_identity_ignores_how_the_study_is_run() -> None:
     base = load_study_config(None)
-    assert load_study_config(None, ["search.trials=50", "search.concurrent_trials=2"]).digest() == base.digest()
-    assert load_study_config(None, ["vae.epochs=3"]).digest() != base.digest()
-    assert load_study_config(None, ["search.group_rank=[1, 4]"]).digest() != base.digest()
+    other = load_study_config(None, ["search.trials=50", "search.concurrent_trials=2", "data.path=/x.h5"])
+    assert other.identity() == base.identity()
+    assert other.changeable() == {**base.changeable(), "search.trials": 50, "search.concurrent_trials": 2, "data.path": "/x.h5"}
+    assert load_study_config(None, ["vae.epochs=3"]).identity()["configuration"]["vae.epochs"] == 3
+    assert load_study_config(None, ["search.group_rank=[1, 4]"]).identity()["search"]["search.group_rank"] == [1, 4]
 
 
 def test_json_round_trip() -> None:

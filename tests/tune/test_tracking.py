@@ -11,17 +11,21 @@ import pytest
 
 from migvis.errors import InputError
 from tune.ledger import TrialRecord
-from tune.tracking import Tracker, check_tracking, default_uri, redact
+from tune.search_session import command_to_browse
+from tune.tracking import Tracker, absolute, artifacts_folder, check_tracking, default_uri, redact
 from tune.tracking_writer import Writer, create_database, import_mlflow, run_key, sent_key
 from tune.trial_result import TrialResult
 
 
-def writer_of(storage: Path, memory: dict) -> Writer:
+def writer_of(storage: Path, memory: dict, study_id: str = "id-a", uri: str = "", seed: int = 5, **tags: str) -> Writer:
+    uri = uri or default_uri(storage)
     return Writer(
-        default_uri(storage),
-        storage,
+        uri,
+        artifacts_folder(uri, storage),
         "study-a",
-        tags={"migvis.data_digest": "d", "migvis.seed": "0", "mlflow.source.git.commit": "c"},
+        study_id=study_id,
+        seed=seed,
+        tags={"migvis.data_digest": "d", "migvis.seed": "0", "mlflow.source.git.commit": "c", **tags},
         params={"vae.pc_weight": 5e-5, "vae.epochs": 150, "critic.infonce_batch": 64},
         recall=memory.get,
         remember=memory.__setitem__,
@@ -70,7 +74,8 @@ def test_a_study_as_mlflow_shows_it(storage) -> None:
     assert run.data.metrics["mi_bound_1"] == 1.5
     assert "undefined" not in run.data.metrics
     assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "vae/loss")] == [(0, 2), (50, 1)]
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "per_seed/neural_r2")] == [0.8, 1.0]
+    per_seed = client.get_metric_history(run.info.run_id, "per_seed/neural_r2")
+    assert [(point.step, point.value) for point in per_seed] == [(5, 0.8), (6, 1.0)]
     assert run.info.artifact_uri.startswith((storage / "mlflow-artifacts").as_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id, "models/vae")] == ["models/vae/vae-3.safetensors"]
     assert len(client.list_artifacts(run.info.run_id, "images")) >= 1
@@ -94,6 +99,45 @@ def test_writing_twice_leaves_one_of_each(storage) -> None:
     assert len(client.list_artifacts(run_id, "images")) == len(images)
 
 
+def test_two_studies_of_one_name_on_one_server_do_not_mix(storage) -> None:
+    first, second = {}, {}
+    writer_of(storage, first, "id-a").trial_ended(record_of(0, storage))
+    writer = writer_of(storage, second, "id-b")
+    writer.trial_ended(record_of(0, storage))
+    assert not set(first.values()) & set(second.values()) - {True}
+    parent = writer.client.get_run(second["mlflow_parent"])
+    assert (parent.data.tags["migvis.study"], parent.data.tags["migvis.study_id"]) == ("study-a", "id-b")
+
+
+def test_what_may_change_is_a_tag_that_a_later_session_writes_anew(storage) -> None:
+    memory: dict = {}
+    writer_of(storage, memory, **{"migvis.search.trials": "12"}).study_ended("FINISHED", {}, {}, {}, {}, 12)
+    # Nothing is remembered: the run is found again, and written to with the same parameters.
+    writer = writer_of(storage, {}, **{"migvis.search.trials": "24"})
+    writer.study_started()
+    run = writer.client.get_run(memory["mlflow_parent"])
+    assert run.data.tags["migvis.search.trials"] == "24"
+    assert run.info.status == "RUNNING"
+
+
+def test_artifacts_of_another_database_are_kept_in_the_storage_too(storage, blank_mlflow, tmp_path_factory, monkeypatch) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "own.db").write_bytes(blank_mlflow.read_bytes())
+    uri = absolute("sqlite:///own.db")
+    assert uri == f"sqlite:///{elsewhere / 'own.db'}"
+    writer = writer_of(storage, memory := {}, uri=uri)
+    writer.trial_ended(record_of(0, storage))
+    assert writer.client.get_run(memory[run_key(0)]).info.artifact_uri.startswith((storage / "mlflow-artifacts").as_uri())
+    assert [path.name for path in elsewhere.iterdir()] == ["own.db"]
+    destination = f"--artifacts-destination {storage / 'mlflow-artifacts'}"
+    assert destination in command_to_browse(storage, uri, default_uri(storage))
+    postgres = command_to_browse(storage, "postgresql://me:secret@db/x", default_uri(storage))
+    assert postgres == f"mlflow server --backend-store-uri postgresql://db/x {destination} --host 127.0.0.1 --workers 1"
+    assert command_to_browse(storage, "http://me:secret@h:5", default_uri(storage)) == "open http://h:5"
+    assert artifacts_folder("http://h:5", storage) is None
+
+
 def test_failed_trial_and_a_later_attempt(storage) -> None:
     memory: dict = {}
     writer = writer_of(storage, memory)
@@ -114,7 +158,8 @@ def test_study_end_and_registered_model(storage) -> None:
     bundle = storage / "bundle"
     bundle.mkdir()
     (bundle / "vae.safetensors").write_bytes(b"w")
-    writer.study_ended("FINISHED", {"final/neural_r2": 0.9}, {}, {"bundle": bundle}, {"migvis.selected": "3"})
+    writer.study_ended("FINISHED", {"final/neural_r2": 0.95}, {}, {}, {"migvis.selected": "1"}, 12)
+    writer.study_ended("FINISHED", {"final/neural_r2": 0.9}, {}, {"bundle": bundle}, {"migvis.selected": "3"}, 24)
     assert writer.register("migvis", "bundle", {"study": "study-a", "trial": "3"}) == "1"
     assert writer.register("migvis", "bundle", {"study": "study-a", "trial": "3"}) == "1"
     assert writer.register("migvis", "bundle", {"study": "study-a", "trial": "4"}) == "2"
@@ -154,6 +199,14 @@ def test_server_away_means_late_not_never(tmp_path) -> None:
         tracker.trial_ended(record_of(number, tmp_path))
     assert tracker.close(10) == []
     assert [call[1].number for call in writer.calls] == [0, 1, 2]
+
+
+def test_close_without_start_waits_for_nothing(tmp_path) -> None:
+    tracker = Tracker(RecordingWriter())
+    tracker.trial_ended(record_of(0, tmp_path))
+    begin = time.monotonic()
+    assert tracker.close(10) == []
+    assert time.monotonic() - begin < 1
 
 
 def test_close_has_a_time_limit_and_says_so(tmp_path) -> None:
@@ -233,7 +286,7 @@ def test_unreachable_is_one_line_within_seconds(uri) -> None:
 def test_a_server_that_answers_is_reachable(tmp_path) -> None:
     class Health(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 500)
+            self.send_response({"/health": 200, "/elsewhere/health": 500, "/guarded/health": 401}.get(self.path, 404))
             self.end_headers()
 
         def log_message(self, *arguments) -> None:
@@ -244,6 +297,9 @@ def test_a_server_that_answers_is_reachable(tmp_path) -> None:
     check_tracking(f"http://127.0.0.1:{server.server_port}/")
     with pytest.raises(InputError, match="500"):
         check_tracking(f"http://127.0.0.1:{server.server_port}/elsewhere")
+    with pytest.raises(InputError, match="404 at /health, as no MLflow server"):
+        check_tracking(f"http://127.0.0.1:{server.server_port}/another-service")
+    check_tracking(f"http://127.0.0.1:{server.server_port}/guarded")
     server.shutdown()
     check_tracking(default_uri(tmp_path))
 

@@ -15,8 +15,8 @@ import torch
 
 from migvis.errors import InputError
 from migvis.training import FitError, Progress, Shard, fit
-from tune.ray_session import RAY_ENVIRONMENT, prepare_ray_environment, start_ray
-from tune.training_jobs import fit_with_ray_train, is_final
+from tune.ray_session import RAY_ENVIRONMENT, prepare_ray_environment
+from tune.training_jobs import default_resources, fit_with_ray_train, is_final
 
 ROWS = 16
 
@@ -82,11 +82,19 @@ def test_only_what_another_attempt_may_mend_is_retried(error, final):
     assert is_final(error) is final
 
 
+def test_a_worker_asks_for_no_more_cpus_than_there_are(monkeypatch):
+    import ray
+
+    for cpus, asked in ((1.0, 1.0), (8.0, 2.0)):
+        monkeypatch.setattr(ray, "cluster_resources", lambda cpus=cpus: {"CPU": cpus})
+        assert default_resources(2) == {"CPU": asked}
+
+
 @pytest.fixture(scope="module")
 def local_ray():
     import ray
 
-    start_ray(num_cpus=2)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     # Workers cannot import this file by name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[fit_line.__module__])
     yield
@@ -153,7 +161,7 @@ def test_control_c_stops_the_workers_and_is_a_keyboard_interrupt(tmp_path):
             import os, sys, time
             from pathlib import Path
 
-            from tune.ray_session import start_ray
+            from tune.ray_session import prepare_ray_environment
             from tune.training_jobs import fit_with_ray_train
 
             folder = Path(sys.argv[1])
@@ -163,7 +171,10 @@ def test_control_c_stops_the_workers_and_is_a_keyboard_interrupt(tmp_path):
                 time.sleep(600)
 
             if __name__ == "__main__":
-                start_ray(num_cpus=2)
+                prepare_ray_environment()
+                import ray
+
+                ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
                 try:
                     fit_with_ray_train(sleep, {}, workers=1, folder=folder, run_name="sleep")
                 except KeyboardInterrupt:

@@ -1,0 +1,115 @@
+"""Drivers in processes of their own: killed, interrupted, or sent to a cluster that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tune.ledger import Ledger
+from tune.selection import OBJECTIVES
+from tune.space import SearchSpace
+from tune.study_config import load_study_config
+
+
+def summary_of(storage: Path, study: str) -> dict:
+    return json.loads((storage / study / "summary.json").read_text())
+
+
+class Driver:
+    """`main` with the tests' science, in a process of its own."""
+
+    def __init__(self, script: Path, **environment: str) -> None:
+        self.storage, self.script = script.parent, script
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, str(self.script), "--storage", str(self.storage), *arguments]
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_trial(self, process: subprocess.Popen, number: int) -> None:
+        path = self.storage / "k" / "calls.txt"
+        while not (path.exists() and f"[{number}, " in path.read_text()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+
+
+def test_address_where_no_cluster_is_exits_2_within_seconds(driver_script) -> None:
+    process = Driver(driver_script).start("--study", "a", "--address", "127.0.0.1:9")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: --address 127.0.0.1:9: no Ray cluster answers")
+    assert errors.count("\n") == 1
+
+
+def completed_params(storage: Path, study: str) -> list:
+    return [(trial["number"], trial["params"]) for trial in summary_of(storage, study)["trials"]]
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_driver_then_resume(storage, driver_script, science, tmp_path) -> None:
+    driver = Driver(driver_script, TRIAL_SECONDS="0.3")
+    process = driver.start("--study", "k", "--trials", "5")
+    driver.wait_for_trial(process, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = driver.start("--resume")
+    output = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert [number for number, _ in completed_params(storage, "k")] == [0, 1, 2, 3, 4]
+    calls = [json.loads(line) for line in (storage / "k" / "calls.txt").read_text().splitlines()]
+    finished_before = {0, 1, 2}
+    assert all(sum(call[0] == number for call in calls) == 1 for number in finished_before)
+    assert sum(call[0] == 3 for call in calls) <= 2
+    assert {json.dumps(call) for call in calls if call[0] == 3} == {json.dumps([3, dict(completed_params(storage, "k"))[3]])}
+    study = optuna.load_study(study_name="k", storage=f"sqlite:///{storage / 'k' / 'optuna.db'}")
+    states = [trial.state.name for trial in study.trials]
+    assert sum(state in ("COMPLETE", "PRUNED") for state in states) == 5
+    assert "RUNNING" not in states
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    assert len(client.search_runs([client.get_experiment_by_name("migvis").experiment_id])) == 6
+
+    # The same study, undisturbed: the ledger and the science without Ray.
+    config = load_study_config(None, ["search.trials=5"])
+    space = SearchSpace.of(config, 900)
+    start = space.start(config.configuration)
+    options = {"objectives": OBJECTIVES, "identity": {}, "seed": 0, "trials": 5, "startup_trials": 3}
+    ledger = Ledger(tmp_path / "undisturbed.db", "u", space=space, start=start, **options)
+    expected = []
+    while (proposal := ledger.propose()) is not None:
+        expected.append((proposal.number, proposal.params))
+        result = science.run_trial(CallsElsewhere(tmp_path), config.configuration, proposal.params, proposal.number)
+        ledger.finish(proposal.number, result)
+    assert completed_params(storage, "k") == expected
+
+
+class CallsElsewhere:
+    """A context of its own for trials that run beside the study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_exits_130_with_the_line_that_resumes(storage, driver_script, how) -> None:
+    driver = Driver(driver_script, TRIAL_SECONDS="1")
+    process = driver.start("--study", "k", "--trials", "5")
+    driver.wait_for_trial(process, 1)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert errors.strip() == f"interrupted; go on with: python tune/run.py --study k --resume --storage {storage}"
+    assert summary_of(storage, "k")["state"] == "interrupted"
