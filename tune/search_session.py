@@ -97,7 +97,7 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
     """Runs the search until the searcher says that it is finished; results go through the searcher.
 
     Each trial takes `search.threads_per_trial` CPUs (at most all there are) and, where there are GPUs, an equal
-    share of them.
+    share of them; next to nothing where its fits run on several workers, which it would else keep from starting.
     """
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -106,6 +106,8 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
     resources = {"cpu": min(float(search.threads_per_trial), total.get("CPU", 1.0))}
     if total.get("GPU"):
         resources["gpu"] = min(1.0, total["GPU"] / search.concurrent_trials)
+    if search.fit_workers > 1:
+        resources = {"cpu": 0.01}
     scratch = context.folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     try:

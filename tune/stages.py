@@ -22,15 +22,15 @@ _SCORES = ("migvis.metrics.edit_scores", "migvis.data.synthetic")
 """Modules by which a stage's source is known; what they import is found (tune.sources)."""
 
 EXPECTED_SECONDS = {
-    "denoiser": 340.0,
+    "denoiser": 260.0,
     "pool": 14.0,
-    "instruments": 18.0,
-    "trajectory": 28.0,
+    "instruments": 22.0,
+    "trajectory": 16.0,
     "vae": 5.0,
     "standard_vae": 2.0,
     "representation": 2.0,
-    "critic": 9.0,
-    "synthesis": 13.0,
+    "critic": 8.0,
+    "synthesis": 10.0,
     "evaluation": 4.0,
 }
 """Seconds of each kind on 2 CPU cores at the quick preset, until a store has observed its own."""

@@ -36,7 +36,7 @@ from tune.store import StageStore
 from tune.study_config import StudyConfig
 from tune.trial_result import Prepared, TrialResult
 
-EXPECTED_SECONDS = {"prepare": 400.0, "trial": 35.0, "final": 140.0}
+EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
 """Seconds of the quick preset's phases on 2 CPU cores."""
 
 
