@@ -34,6 +34,7 @@ from tune.stages import EXPECTED_SECONDS as STAGE_SECONDS
 from tune.stages import Stages
 from tune.store import StageStore
 from tune.study_config import StudyConfig
+from tune.study_folder import write_json
 from tune.trial_result import Prepared, TrialResult
 
 EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
@@ -100,18 +101,27 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
 
 
 class Runner:
-    """Gets stages from the study's store, reports what is fitted and reused, and remembers every use."""
+    """Gets stages from the study's store, reports what is fitted and reused, and remembers every use.
+
+    Also across the death of its process: what it had fitted before is not reused later.
+    """
 
     def __init__(self, context: StudyContext, title: str, reporter: str) -> None:
         torch.set_num_threads(context.config.search.threads_per_trial)
         self.store = StageStore(context.stages_root)
         self.reporter = context.reporter(reporter)
         self.title = title
+        self._file = context.folder / "uses" / f"{reporter}.json"
         self.uses: list[StageUse] = []
+        if self._file.exists():
+            self.uses += [StageUse(**use) for use in read_json(self._file)["uses"]]
 
     def __call__(self, stage: Stage) -> StageResult:
         self.reporter.update(f"{self.title}: {stage}")
-        return ensure(stage, self.store, uses=self.uses, progress=self._report)
+        result = ensure(stage, self.store, uses=self.uses, progress=self._report)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, {"uses": self.records()})
+        return result
 
     def _report(self, stage: Stage, progress: Any) -> None:
         if isinstance(progress, Progress):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tune.context import StudyContext
 from tune.pipeline import StageUse
+from tune.stage_graph import Stage, StageContext
+from tune.study_config import load_study_config
 from tune.trial import Runner, means, saturation
 
 
@@ -35,6 +40,33 @@ def test_a_stage_that_a_trial_fits_and_reads_again_is_not_called_reused() -> Non
     ]
     assert [(record["kind"], record["reused"]) for record in runner.records()] == [("vae", False), ("critic", True)]
     assert runner.seconds() == {"vae": 3.0}
+
+
+def test_what_a_killed_process_had_fitted_is_not_called_reused_by_the_next(tmp_path: Path) -> None:
+    def build(context: StageContext) -> None:
+        (context.folder / "value").write_text("1")
+
+    stages = [Stage(kind, {}, build) for kind in ("denoiser", "trajectory")]
+    context = StudyContext(
+        storage=tmp_path,
+        study="s",
+        folder=tmp_path / "s",
+        config=load_study_config(None, [], {}),
+        data_path=tmp_path / "set.h5",
+        data_digest="digest",
+        rendered=True,
+        seed=0,
+        stages_root=tmp_path / "stages",
+        workers=1,
+    )
+    Runner(context, "prepare", "prepare")(stages[0])
+    after = Runner(context, "prepare", "prepare")
+    for stage in stages:
+        after(stage)
+    assert [(record["kind"], record["reused"]) for record in after.records()] == [("denoiser", False), ("trajectory", False)]
+    other = Runner(context, "trial 0", "trial-000")
+    other(stages[0])
+    assert [record["reused"] for record in other.records()] == [True]
 
 
 def test_saturation_is_the_last_point_of_its_curve() -> None:
