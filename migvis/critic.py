@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, silu
 
 from migvis.config import CriticConfig
 from migvis.critic_batches import ONE_WORKER, CriticBatches, check_material
@@ -43,6 +43,14 @@ def info_nce(scores: Tensor) -> Tensor:
 
 def _head(inputs: int, width: int, bias: bool) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width, bias=bias))
+
+
+def _heads(heads: nn.ModuleList, inputs: Tensor) -> Tensor:
+    """Each of G heads of `_head` on its own inputs [G, n, …]: [G, n, width]."""
+    first, bias, last, *rest = (torch.stack(same) for same in zip(*(head.parameters() for head in heads), strict=True))
+    hidden = silu(torch.baddbmm(bias[:, None], inputs, first.transpose(1, 2)))
+    product = torch.bmm(hidden, last.transpose(1, 2))
+    return product + rest[0][:, None] if rest else product
 
 
 class Critic(nn.Module):
@@ -82,6 +90,15 @@ class Critic(nn.Module):
         index = self._index(group)
         keys: Tensor = self.latent_heads[index]((latents - self.latent_mean[index]) / self.latent_scale[index])
         return keys
+
+    def all_keys(self, embeddings: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys of all groups at once, [G, n, K] of embeddings [n, E] and [G, m, K] of latents [m, D], as if one by one.
+
+        A few large matrix products in place of G small ones: a small critic's fit is bound by their number.
+        """
+        z = (latents.unflatten(1, (self.group_count, self.group_rank)) - self.latent_mean) / self.latent_scale
+        shared = embeddings.expand(self.group_count, *embeddings.shape)
+        return _heads(self.image_heads, shared), _heads(self.latent_heads, z.transpose(0, 1))
 
     def scores(self, keys_image: Tensor, keys_latent: Tensor) -> Tensor:
         """Scores [n, m] of keys [n, K] and [m, K]: rows images, columns latents."""
@@ -193,12 +210,10 @@ def fit_critic(
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batches.draw(step, shard).to(device)
         noise = normal(seed, "critic latents", step, batch.pictures, (mean.shape[1],))
-        z = (mean[batch.stimuli] + deviation[batch.stimuli] * noise).unflatten(1, (group_count, critic.group_rank))
+        z = mean[batch.stimuli] + deviation[batch.stimuli] * noise
         embedding = _dropout(source(batch.pictures, batch.versions), config.embedding_dropout, seed, step, batch.pictures)
-        image_keys = torch.stack([critic.image_keys(embedding, g) for g in groups])
-        latent_keys = torch.stack([critic.latent_keys(z[:, g - 1], g) for g in groups])
         # Negatives come from all workers, and every worker computes the whole loss.
-        keys = gather(torch.stack([image_keys, latent_keys]).float().permute(2, 0, 1, 3), shard, batches.size)
+        keys = gather(torch.stack(critic.all_keys(embedding, z)).float().permute(2, 0, 1, 3), shard, batches.size)
         losses = [info_nce(critic.scores(keys[:, 0, g - 1], keys[:, 1, g - 1])) for g in groups]
         return torch.stack(losses).sum(), {f"info_nce_{g}": loss for g, loss in zip(groups, losses, strict=True)}
 

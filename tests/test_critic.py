@@ -79,6 +79,27 @@ def test_info_nce_of_uninformative_and_of_perfect_scores():
     assert float(info_nce(100 * torch.eye(32))) == pytest.approx(0, abs=1e-6)
 
 
+def test_keys_of_all_groups_at_once_are_those_of_one_at_a_time_with_their_gradients():
+    torch.manual_seed(0)
+    critic = Critic(CriticConfig(encoder="cnn", embedding_width=5), 3, 2, 16).double()
+    critic.latent_mean.normal_()
+    critic.latent_scale.uniform_(0.5, 2)
+    embeddings = torch.randn(7, critic.encoder.width, dtype=torch.float64, requires_grad=True)
+    latents = torch.randn(4, 6, dtype=torch.float64)
+    together = critic.all_keys(embeddings, latents)
+    single = (
+        torch.stack([critic.image_keys(embeddings, g) for g in (1, 2, 3)]),
+        torch.stack([critic.latent_keys(latents[:, 2 * g - 2 : 2 * g], g) for g in (1, 2, 3)]),
+    )
+    weights = [embeddings, *critic.image_heads.parameters(), *critic.latent_heads.parameters()]
+    gradients = []
+    for keys in (together, single):
+        total = keys[0].square().sum() + keys[1].sin().sum()
+        gradients.append(torch.autograd.grad(total, weights, retain_graph=True))
+    for at_once, alone in zip((*together, *gradients[0]), (*single, *gradients[1]), strict=True):
+        assert torch.allclose(at_once, alone, atol=1e-10)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (4,), (0, 0), (2, 2, 2)])
 def test_info_nce_refuses_what_is_not_square(shape):
     with pytest.raises(InputError, match="square"):
