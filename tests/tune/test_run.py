@@ -73,6 +73,7 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     assert next(stage for stage in more["stages"] if stage["kind"] == "denoiser")["fitted"] == 2  # the hook never reuses
 
 
+@pytest.mark.slow
 def test_extended_study_keeps_what_was_selected_until_there_is_something_newer(
     local_ray, storage, science, blank_mlflow, monkeypatch, capsys
 ) -> None:
@@ -137,6 +138,7 @@ def test_tracking_uri_is_kept_for_the_resume_without_its_credentials(tmp_path, s
     assert "secret" not in (tmp_path / "c" / "study.json").read_text()
 
 
+@pytest.mark.slow
 def test_failing_trial_is_retried_then_the_study_goes_on(local_ray, storage, science, capsys) -> None:
     arguments = ["--storage", str(storage), "--study", "f", "--trials", "2", "--set", "vae.epochs=13"]
     assert main([*arguments, "--set", "search.retries=1"], science) == 0
