@@ -109,7 +109,7 @@ class DenoiserConfig(Section):
         0,
         ge=0,
         le=64,
-        description="copies in which it remembers each training picture and of its mirror image; 0: none",
+        description="copies, all but one warped, of each training picture and of its mirror image; 0: no memory",
     )
     memory_recall: float = Field(
         0.7, ge=0, le=1, description="share of training draws whose own picture stays in the memory; the rest stand for new ones"
