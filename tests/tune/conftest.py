@@ -65,15 +65,15 @@ hooks = Hooks(open_data, prepare, run_trial, finish, plan=lambda context, space:
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """One local Ray for all tests of the session."""
+    """One local Ray of two CPUs for all tests of the session: a process cannot hold a second one."""
+    from tune.ray_session import prepare_ray_environment
+
+    prepare_ray_environment()
     import ray
 
-    from tune.search_session import connect
-
-    started = connect(None)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
-    if started:
-        ray.shutdown()
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

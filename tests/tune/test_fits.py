@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from migvis.config import PRESETS, Configuration
@@ -14,7 +12,6 @@ from migvis.data import load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.weights import read_tensors
 from tune.pipeline import ensure
-from tune.search_session import connect
 from tune.stages import Stages
 from tune.store import StageStore
 
@@ -29,21 +26,13 @@ TINY = Configuration(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    started = connect(None)
-    yield
-    if started:
-        ray.shutdown()
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_synthetic(TINY.data, tmp_path_factory.mktemp("set") / "set.h5")
 
 
 @pytest.mark.parametrize("kind", ["vae", "critic", "denoiser"])
-def test_two_workers_fit_what_one_fits_alone(kind: str, data: Path, tmp_path: Path) -> None:
+def test_two_workers_fit_what_one_fits_alone(local_ray, kind: str, data: Path, tmp_path: Path) -> None:
     digest = load_dataset(data).digest
     weights = []
     for workers in (1, 2):

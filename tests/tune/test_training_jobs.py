@@ -91,14 +91,13 @@ def test_a_worker_asks_for_no_more_cpus_than_there_are(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def local_ray():
+def ray_workers(local_ray):
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     # Workers cannot import this file by name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[fit_line.__module__])
     yield
-    ray.shutdown()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[fit_line.__module__])
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def run(tmp_path, workers, **arguments):
 
 
 @pytest.mark.slow
-def test_one_worker_fits_the_same_weights_as_no_ray(local_ray, reference, tmp_path):
+def test_one_worker_fits_the_same_weights_as_no_ray(ray_workers, reference, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     result, weights = run(tmp_path, 1)
     assert result == {"start_step": 0, "world": 1}
@@ -132,7 +131,7 @@ def test_one_worker_fits_the_same_weights_as_no_ray(local_ray, reference, tmp_pa
 
 
 @pytest.mark.slow
-def test_of_two_workers_one_is_killed_and_the_weights_are_the_same(local_ray, reference, tmp_path):
+def test_of_two_workers_one_is_killed_and_the_weights_are_the_same(ray_workers, reference, tmp_path):
     result, weights = run(tmp_path, 2, die_at=23)
     assert (tmp_path / "died").exists()
     assert result == {"start_step": 20, "world": 2}
@@ -140,14 +139,14 @@ def test_of_two_workers_one_is_killed_and_the_weights_are_the_same(local_ray, re
 
 
 @pytest.mark.slow
-def test_a_fit_s_error_arrives_as_itself_without_retry_though_another_worker_waits(local_ray, tmp_path):
+def test_a_fit_s_error_arrives_as_itself_without_retry_though_another_worker_waits(ray_workers, tmp_path):
     with pytest.raises(FitError, match=r"^loss is nan at step 3$"):
         run(tmp_path, 2, fail=FitError("loss is nan at step 3"))
     assert len(list(tmp_path.glob("started-*"))) == 2
 
 
 @pytest.mark.slow
-def test_workers_that_never_fit_the_cluster_are_refused(local_ray, tmp_path):
+def test_workers_that_never_fit_the_cluster_are_refused(ray_workers, tmp_path):
     with pytest.raises(InputError, match="workers=3: 3 × 1 CPU needed, the cluster has 2"):
         fit_with_ray_train(fit_line, {}, workers=3, folder=tmp_path, run_name="line", resources={"CPU": 1})
 
