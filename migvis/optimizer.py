@@ -30,8 +30,22 @@ class Adam:
             weight.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """One update of every weight that has a gradient."""
+    def step(self, learning_rate: float | Tensor) -> None:
+        """One update of every weight that has a gradient.
+
+        learning_rate: a number, or a rate for each of K models whose weights are stacked along their first axis [K].
+        """
+        if not isinstance(learning_rate, Tensor):
+            self._update(learning_rate)
+            return
+        # An update is proportional to its rate: the largest one's, of which each model then takes its share.
+        before = [weight.clone() for weight in self.weights]
+        self._update(float(learning_rate.max()))
+        share = learning_rate / learning_rate.max()
+        for weight, old in zip(self.weights, before, strict=True):
+            weight.copy_(old.lerp(weight, share.view(-1, *[1] * (weight.ndim - 1))))
+
+    def _update(self, learning_rate: float) -> None:
         self.count += 1
         present = [index for index, weight in enumerate(self.weights) if weight.grad is not None]
         torch._fused_adam_(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,26 +51,40 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return state >> 1
 
 
-def _bits(seed: int, stream: str, step: int, sample: Tensor, count: int) -> Tensor:
-    key = _signed(derive_seed(seed, stream, step))
+def _uniform(key: int | Tensor, sample: Tensor, count: int) -> Tensor:
+    """Uniform float32 [*sample.shape, count] by `key`, a number or a tensor that broadcasts with `sample`."""
     rows = _mix(_mix(sample.to(torch.int64) * _signed(_GOLDEN) + key) ^ key)
     columns = torch.arange(1, count + 1, device=sample.device, dtype=torch.int64) * _signed(_GOLDEN)
-    return _mix(rows[:, None] + columns)
+    return (_shift_right(_mix(rows[..., None] + columns), 40).to(torch.float32) + 0.5) * 2.0**-24
+
+
+def _normal(key: int | Tensor, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
+    count = math.prod(shape)
+    half = (count + 1) // 2
+    draws = _uniform(key, sample, 2 * half)
+    radius = (-2 * draws[..., :half].log()).sqrt()
+    angle = 2 * math.pi * draws[..., half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count].reshape(*sample.shape, *shape)
+
+
+def _key(seed: int, stream: str, step: int) -> int:
+    return _signed(derive_seed(seed, stream, step))
 
 
 def uniform(seed: int, stream: str, step: int, sample: Tensor, count: int = 1) -> Tensor:
     """Uniform float32 [len(sample), count] in (0, 1], one row per sample index (int tensor [n]); 1 itself by rounding only."""
-    return (_shift_right(_bits(seed, stream, step, sample, count), 40).to(torch.float32) + 0.5) * 2.0**-24
+    return _uniform(_key(seed, stream, step), sample, count)
 
 
 def normal(seed: int, stream: str, step: int, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 [len(sample), *shape] by the Box–Muller transform."""
-    count = math.prod(shape)
-    half = (count + 1) // 2
-    draws = uniform(seed, stream, step, sample, 2 * half)
-    radius = (-2 * draws[:, :half].log()).sqrt()
-    angle = 2 * math.pi * draws[:, half:]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].reshape(-1, *shape)
+    return _normal(_key(seed, stream, step), sample, shape)
+
+
+def normal_of_each(seeds: Sequence[int], stream: str, step: int, samples: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 [K, n, *shape]: for each of K seeds what `normal` draws for its row of `samples` [K, n]."""
+    keys = torch.tensor([_key(seed, stream, step) for seed in seeds], device=samples.device)
+    return _normal(keys[:, None], samples, shape)
 
 
 def integers(seed: int, stream: str, step: int, sample: Tensor, low: int, high: int) -> Tensor:
@@ -86,8 +102,9 @@ def picture_key(images: Tensor) -> Tensor:
     return (_mix(places) * (pixels + 1)).sum(1)
 
 
+@lru_cache(maxsize=64)
 def permutation(seed: int, stream: str, step: int, count: int) -> Tensor:
-    """A permutation of 0…count − 1 (int64, on the CPU) that depends on (seed, stream, step) alone."""
+    """A permutation of 0…count − 1 (int64, on the CPU) that depends on (seed, stream, step) alone; not to be changed."""
     generator = torch.Generator().manual_seed(derive_seed(seed, stream, step))
     return torch.randperm(count, generator=generator)
 

@@ -230,7 +230,7 @@ def fit(
     *,
     name: str,
     steps: int,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     ema_decay: float | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     schedule: Literal["constant", "cosine"] = "constant",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from migvis import randomness
 from migvis.errors import InputError
-from migvis.vae import partial_correlation
+from migvis.partial_correlation import partial_correlation
 
 
 def normal(stream: str, count: int, *shape: int) -> Tensor:

@@ -14,7 +14,8 @@ from migvis.config import PRESETS, VAEConfig
 from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.metrics.representation import representation_metrics
-from migvis.vae import NeuralVAE, fit_vae, standard
+from migvis.vae import NeuralVAE, standard
+from migvis.vae_fit import fit_vae
 
 pytestmark = pytest.mark.slow
 SEEDS = range(5)

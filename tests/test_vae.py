@@ -16,7 +16,8 @@ from migvis import randomness
 from migvis.config import VAEConfig
 from migvis.errors import InputError
 from migvis.training import Progress, Shard
-from migvis.vae import NeuralVAE, fit_vae, kl_divergence, load_vae, partial_correlation, standard, training_loss, vae_state
+from migvis.vae import NeuralVAE, kl_divergence, load_vae, loss_weights, partial_correlation, standard, training_loss, vae_state
+from migvis.vae_fit import fit_vae
 
 
 def normal(stream: str, count: int, *shape: int) -> Tensor:
@@ -204,7 +205,7 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_uses_the_sampled_latents() ->
     vae, _ = fit_vae(responses, pose, category, config, category_count=CATEGORIES, seed=0)
     x, noise = vae.normalise(responses[:32]), normal("noise", 32, 9).float()
     labels = (pose[:32, :3] - vae.pose_mean) / vae.pose_scale
-    settings = {"dataset_size": 600, "rows": 32, "shard": Shard(), "with_pc": False}
+    settings = {"weights": loss_weights(config), "dataset_size": 600, "rows": 32, "shard": Shard(), "with_pc": True}
     loss, terms = training_loss(vae, x, labels, category[:32], noise, **settings)
     mean, log_var = vae.encode_normalised(x)
     z = mean + (0.5 * log_var).exp() * noise

@@ -92,7 +92,7 @@ def vae_job(
     progress: Any = None,
 ) -> dict[str, Any]:
     """Fits a VAE in this process or as one of several workers; rank 0 writes it to `folder`."""
-    from migvis.vae import fit_vae
+    from migvis.vae_fit import fit_vae
 
     dataset = dataset_at(data_path)
     rows, stimuli = dataset.split["train"], dataset.stimuli
