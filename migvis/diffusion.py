@@ -17,7 +17,7 @@ from torch import Tensor
 from migvis import randomness
 from migvis.config import MAX_EDIT_STEP, DenoiserConfig
 from migvis.errors import InputError
-from migvis.training import WHOLE, FitResult, Progress, Shard, fit
+from migvis.training import WHOLE, FitResult, Progress, Shard, StepLoss, fit
 from migvis.unet import UNet
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -165,6 +165,25 @@ def training_times(draws: Tensor, config: DenoiserConfig) -> Tensor:
     return (config.diffusion_steps * draws**config.time_bias).ceil().long().clamp(1, config.diffusion_steps)
 
 
+def denoiser_step(unet: UNet, images: Tensor, config: DenoiserConfig, seed: int, shard: Shard = WHOLE) -> StepLoss:
+    """The loss of a training step of `unet` on training images [n, 1, H, W], both on one device, as `fit` takes it."""
+    shape = tuple(images.shape[1:])
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        order = randomness.epoch_batch(seed, "denoiser-batch", step, len(images), config.batch_size)
+        rows = shard.take(order).to(images.device)
+        batch = images[rows]
+        if config.horizontal_flip:
+            flip = randomness.uniform(seed, "denoiser-flip", step, rows) < 0.5
+            batch = torch.where(flip[:, :, None, None], batch.flip(-1), batch)
+        t = training_times(randomness.uniform(seed, "denoiser-time", step, rows)[:, 0], config)
+        noise = randomness.normal(seed, "denoiser-noise", step, rows, shape)
+        recalled = randomness.uniform(seed, "denoiser-recall", step, rows)[:, 0] < config.memory_recall
+        return denoising_loss(unet, batch, noise, t, torch.where(recalled, -1, rows)), {}
+
+    return step_loss
+
+
 def fit_denoiser(
     images: Tensor,
     config: DenoiserConfig,
@@ -186,22 +205,9 @@ def fit_denoiser(
     unet = unet.to(device).train()
     images = images.to(device)
     unet.normalise_to(images)
-    shape = tuple(images.shape[1:])
-
-    def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        rows = shard.take(randomness.epoch_batch(seed, "denoiser-batch", step, len(images), config.batch_size)).to(device)
-        batch = images[rows]
-        if config.horizontal_flip:
-            flip = randomness.uniform(seed, "denoiser-flip", step, rows) < 0.5
-            batch = torch.where(flip[:, :, None, None], batch.flip(-1), batch)
-        t = training_times(randomness.uniform(seed, "denoiser-time", step, rows)[:, 0], config)
-        noise = randomness.normal(seed, "denoiser-noise", step, rows, shape)
-        recalled = randomness.uniform(seed, "denoiser-recall", step, rows)[:, 0] < config.memory_recall
-        return denoising_loss(unet, batch, noise, t, torch.where(recalled, -1, rows)), {}
-
     result = fit(
         unet,
-        step_loss,
+        denoiser_step(unet, images, config, seed, shard),
         name="denoiser",
         steps=config.training_steps,
         learning_rate=config.learning_rate,

@@ -1,0 +1,81 @@
+"""A training step of the denoiser: as it is fitted, against plain eager fp32, contiguous.
+
+The baseline computes the same step with NCHW tensors, torch's default Adam and an average by a loop over the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from benchmarks._frame import Options, Result, Row, interleaved
+from benchmarks._material import configuration, synthetic
+from migvis.config import DenoiserConfig
+from migvis.diffusion import denoiser_step, noise_schedule
+from migvis.training import StepLoss, averaging_decay, fit, learning_rate_factor
+from migvis.unet import UNet
+from tune.stage_data import clean_pictures, device
+
+
+def run(options: Options) -> Result:
+    """Steps of the quick preset's denoiser, in turns of a few steps from the same weights."""
+    config = configuration(options.small)
+    rounds, steps = (2, 2) if options.small else (9, 8)
+    place = device()
+    images = clean_pictures(synthetic(config)).to(place)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = UNet(config.denoiser, images.shape[-1], noise_schedule(config.denoiser.diffusion_steps)).to(place)
+    start.normalise_to(images)
+    fitted, plain = copy.deepcopy(start), copy.deepcopy(start).to(memory_format=torch.contiguous_format)
+    # the network makes its input channels-last, and convolutions then keep that
+    plain.stem.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+
+    def as_fitted(number: int) -> None:
+        fit(
+            fitted,
+            denoiser_step(fitted, images, config.denoiser, number),
+            name="denoiser",
+            steps=steps,
+            learning_rate=config.denoiser.learning_rate,
+            schedule="cosine",
+            ema_decay=config.denoiser.ema_decay,
+            precision="bf16" if place == "cuda" else "fp32",
+        )
+        _wait(place)
+
+    def plainly(number: int) -> None:
+        _plain_fit(plain, denoiser_step(plain, images, config.denoiser, number), config.denoiser, steps)
+        _wait(place)
+
+    as_fitted(0)
+    plainly(0)
+    difference = max(float((a - b).detach().abs().max()) for a, b in zip(fitted.parameters(), plain.parameters(), strict=True))
+    seconds = interleaved({"fitted": as_fitted, "plain": plainly}, rounds)
+    row = Row(f"one step of {config.denoiser.batch_size} images", seconds["fitted"] / steps, seconds["plain"] / steps)
+    return Result([row], {f"largest_weight_difference_after_{steps}_steps": difference})
+
+
+def _plain_fit(unet: UNet, step_loss: StepLoss, config: DenoiserConfig, steps: int) -> None:
+    weights = list(unet.parameters())
+    averages = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.Adam(weights, config.learning_rate)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(step, steps, "cosine")
+        optimizer.zero_grad()
+        loss, _ = step_loss(step)
+        loss.backward()
+        optimizer.step()
+        decay = averaging_decay(step + 1, config.ema_decay)
+        with torch.no_grad():
+            for average, weight in zip(averages, weights, strict=True):
+                average.mul_(decay).add_(weight, alpha=1 - decay)
+    with torch.no_grad():
+        for average, weight in zip(averages, weights, strict=True):
+            weight.copy_(average)
+
+
+def _wait(place: str) -> None:
+    if place == "cuda":
+        torch.cuda.synchronize()
