@@ -34,6 +34,10 @@ def partial_correlation(z: Tensor, mean: Tensor, log_var: Tensor, group_count: i
     return value[0]  # type: ignore[no-any-return]
 
 
+CHUNK_NUMBERS = 8 * 4 * 128**2
+"""Numbers of the groups' b×b matrices that are worked on at a time: they should stay in the processor's cache."""
+
+
 class _PartialCorrelation(torch.autograd.Function):
     """z, mean, log_var [K, b, D] of K models -> PC [K] and its three gradients, by which backward only scales."""
 
@@ -74,40 +78,51 @@ def _value_and_gradients(
     # terms are of size τ and nearly cancel, so the products (b²·D, no b×b×D tensor) are in float64. The
     # constant log 2π is the same in the joint and in the sum of the groups, and left out.
     samples, means, log_vars = (
-        tensor.double().unflatten(2, (group_count, -1)).transpose(1, 2) for tensor in (z, mean, log_var)
-    )  # [K, G, b, D_g]
+        tensor.double().mT.unflatten(1, (group_count, -1)).contiguous() for tensor in (z, mean, log_var)
+    )  # [K, G, D_g, b]
     precision = (-log_vars).exp()
     weighted = precision * means
-    constant = -0.5 * (weighted * means + log_vars).sum(dim=3, keepdim=True)
-    features = torch.cat([samples.square(), samples, torch.ones_like(constant)], dim=3)
-    coefficients = torch.cat([-0.5 * precision, weighted, constant], dim=3)
+    constant = -0.5 * (weighted * means + log_vars).sum(dim=2, keepdim=True)
+    features = torch.cat([samples.square(), samples, torch.ones_like(constant)], dim=2)
+    coefficients = torch.cat([-0.5 * precision, weighted, constant], dim=2)
 
     # With c_i = logsumexp_j(M_ij + log w_ij) − (M_ii + log w_ii), a cross-entropy whose target is the sample's own
     # posterior, the M_ii of the joint and of its groups cancel: PC = mean(c_joint − Σ_g c_g) + (G − 1)·log N, of
     # which only log w_ii − log w_ij matters to c. So ∂PC/∂M_g = (softmax(joint) − softmax(M_g))/b.
+    # The products of backward need no more than the accuracy of z.
     own = math.log((batch - 1) / (dataset_size - 1))
+    saturation = (group_count - 1) * math.log(dataset_size)
+    left, right = features.flatten(0, 1), coefficients.flatten(0, 1)  # [K G, 2 D_g + 1, b]
+    left_of_slope, right_of_slope = right.to(z.dtype), left.to(z.dtype)
+    of_left, of_right = torch.empty_like(left_of_slope), torch.empty_like(right_of_slope)
     values = z.new_empty(models)
-    of_features, of_coefficients = torch.empty_like(features), torch.empty_like(coefficients)
-    logits = z.new_empty(1 + group_count, batch, batch)
-    for model in range(models):  # one at a time: its b×b matrices then stay in the processor's cache
-        groups = torch.bmm(features[model], coefficients[model].mT)
-        logits[0] = groups.sum(dim=0)
-        logits[1:] = groups
-        logits.diagonal(dim1=1, dim2=2).add_(own)
-        log_weights = logits.log_softmax(dim=2)
-        entropies = -log_weights.diagonal(dim1=1, dim2=2)
-        values[model] = (entropies[0] - entropies[1:].sum(dim=0)).mean() + (group_count - 1) * math.log(dataset_size)
-        weights = log_weights.exp_()
-        slope = torch.sub(weights[:1], weights[1:], out=weights[1:]).double()
-        of_features[model] = slope @ coefficients[model]
-        of_coefficients[model] = slope.mT @ features[model]
+    chunk = min(models, max(1, CHUNK_NUMBERS // (group_count * batch**2)))
+    # Memory that is allocated anew for each chunk would cost more than what is computed in it.
+    all_groups, all_slopes = (left.new_empty(chunk, group_count, batch, batch, dtype=dtype) for dtype in (left.dtype, z.dtype))
+    all_logits, all_weights = (z.new_empty(chunk, 1 + group_count, batch, batch) for _ in range(2))
+    for start in range(0, models, chunk):
+        count = min(chunk, models - start)
+        rows = slice(start * group_count, (start + count) * group_count)
+        groups, slopes, logits, weights = (whole[:count] for whole in (all_groups, all_slopes, all_logits, all_weights))
+        torch.bmm(left[rows].mT, right[rows], out=groups.flatten(0, 1))
+        logits[:, 0] = groups.sum(dim=1)
+        logits[:, 1:] = groups
+        logits.diagonal(dim1=2, dim2=3).add_(own)
+        torch.softmax(logits, dim=3, out=weights)
+        # logsumexp by the largest term, as far from underflow as softmax is
+        total = logits.amax(dim=3) - weights.amax(dim=3).log()
+        entropies = total - logits.diagonal(dim1=2, dim2=3)
+        values[start : start + count] = (entropies[:, 0] - entropies[:, 1:].sum(dim=1)).mean(dim=1) + saturation
+        slope = torch.sub(weights[:, :1], weights[:, 1:], out=slopes).flatten(0, 1)
+        torch.bmm(left_of_slope[rows], slope.mT, out=of_left[rows])
+        torch.bmm(right_of_slope[rows], slope, out=of_right[rows])
 
-    in_square, in_sample, _ = (of_features / batch).tensor_split((samples.shape[3], 2 * samples.shape[3]), dim=3)
-    in_precision, in_weighted, in_constant = (of_coefficients / batch).tensor_split(
-        (samples.shape[3], 2 * samples.shape[3]), dim=3
-    )
+    rank = samples.shape[2]
+    of_features, of_coefficients = (part.double().view_as(features) / batch for part in (of_left, of_right))
+    in_square, in_sample, _ = of_features.tensor_split((rank, 2 * rank), dim=2)
+    in_precision, in_weighted, in_constant = of_coefficients.tensor_split((rank, 2 * rank), dim=2)
     in_z = 2 * samples * in_square + in_sample
     in_mean = precision * in_weighted - in_constant * weighted
     in_log_var = precision * (0.5 * in_precision - means * in_weighted + 0.5 * in_constant * means.square()) - 0.5 * in_constant
-    gradients = (gradient.transpose(1, 2).flatten(2).to(z.dtype) for gradient in (in_z, in_mean, in_log_var))
+    gradients = (gradient.flatten(1, 2).mT.to(z.dtype) for gradient in (in_z, in_mean, in_log_var))
     return values, *gradients

@@ -20,7 +20,7 @@ from migvis.critic import fit_critic
 from migvis.data import Dataset
 from migvis.diffusion import fit_denoiser
 from migvis.synthesis import Editor, Edits, make_bank, shift_edits
-from migvis.vae import fit_vae
+from migvis.vae_fit import fit_vae
 from tune.stage_data import clean_pictures, device, training_pictures
 
 STIMULI, SAMPLED = 16, 8
