@@ -130,11 +130,12 @@ def fit_vaes(
 
 def can_be_fitted_together(configs: Sequence[VAEConfig]) -> bool:
     """Whether `fit_vaes` takes them: they differ in weights and learning rate only, and learn from the same labels."""
-    return len({_pack_key(config) for config in configs}) == 1
+    return len({shared_by(config) for config in configs}) == 1
 
 
-def _pack_key(config: VAEConfig) -> tuple[object, ...]:
-    return config.model_dump_json(exclude=OWN_FIELDS), _learns_pose(config), _learns_category(config)
+def shared_by(config: VAEConfig) -> str:
+    """What VAEs that are fitted together have in common, as text: equal texts `can_be_fitted_together`."""
+    return f"{config.model_dump_json(exclude=OWN_FIELDS)} {_learns_pose(config)} {_learns_category(config)}"
 
 
 def _learns_pose(config: VAEConfig) -> bool:

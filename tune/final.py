@@ -40,6 +40,7 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
     folder = context.folder / "final"
     folder.mkdir(parents=True, exist_ok=True)
     values, images = {}, {}
+    runner.together(stages.vaes(seeds))
     for subject in subjects:
         for seed in seeds:
             metrics = read_json(runner(stages.representation(subject, seed, "test")).path / "metrics.json")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,20 @@ def build_denoiser(data_path: Path, context: StageContext, *, workers: Workers) 
     _run_fit("denoiser", denoiser_job, arguments, context, workers)
 
 
+_VAEMaterial = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, dict[str, Any]]
+
+
+def _vae_material(data_path: Path, subject: str) -> _VAEMaterial:
+    """Training responses, pose and category of one subject, and the options that all of its fits share."""
+    dataset = dataset_at(data_path)
+    rows, stimuli = dataset.split["train"], dataset.stimuli
+    responses = torch.tensor(dataset.subjects[subject].response[rows])
+    pose = None if stimuli.pose is None else torch.tensor(stimuli.pose[rows])
+    category = None if stimuli.category_id is None else torch.tensor(stimuli.category_id[rows])
+    count = 0 if category is None else len(stimuli.category_names)
+    return responses, pose, category, {"category_count": count, "device": device(), "precision": precision()}
+
+
 def vae_job(
     data_path: Path,
     subject: str,
@@ -94,20 +109,10 @@ def vae_job(
     """Fits a VAE in this process or as one of several workers; rank 0 writes it to `folder`."""
     from migvis.vae_fit import fit_vae
 
-    dataset = dataset_at(data_path)
-    rows, stimuli = dataset.split["train"], dataset.stimuli
+    responses, pose, category, options = _vae_material(data_path, subject)
+    config = VAEConfig.model_validate(fields)
     vae, result = fit_vae(
-        torch.tensor(dataset.subjects[subject].response[rows]),
-        None if stimuli.pose is None else torch.tensor(stimuli.pose[rows]),
-        None if stimuli.category_id is None else torch.tensor(stimuli.category_id[rows]),
-        VAEConfig.model_validate(fields),
-        category_count=len(stimuli.category_names) if stimuli.category_id is not None else 0,
-        seed=seed,
-        shard=shard,
-        checkpoint=checkpoint,
-        progress=progress,
-        device=device(),
-        precision=precision(),
+        responses, pose, category, config, seed=seed, shard=shard, checkpoint=checkpoint, progress=progress, **options
     )
     if shard.rank == 0:
         save_vae(folder, vae.cpu())
@@ -119,6 +124,29 @@ def build_vae(data_path: Path, context: StageContext, *, workers: Workers) -> No
     config = context.stage.config
     arguments = {"data_path": data_path, "subject": config["subject"], "fields": dict(config["vae"]), "seed": _seed(context)}
     _run_fit("vae", vae_job, arguments, context, workers)
+
+
+def build_vaes(data_path: Path, contexts: Sequence[StageContext]) -> None:
+    """Fits VAEs of one subject at once, in this process: the same as `build_vae` for each, up to rounding."""
+    from migvis.vae_fit import fit_vaes
+
+    responses, pose, category, options = _vae_material(data_path, contexts[0].stage.config["subject"])
+    configs = [VAEConfig.model_validate(dict(context.stage.config["vae"])) for context in contexts]
+    # The name tells of which fits it is, so that another set of them does not resume it.
+    keys = hashlib.sha256(" ".join(context.stage.key for context in contexts).encode()).hexdigest()[:12]
+    fitted = fit_vaes(
+        responses,
+        pose,
+        category,
+        configs,
+        [_seed(context) for context in contexts],
+        checkpoint=contexts[0].scratch / f"vaes-{keys}.pt",
+        progress=contexts[0].progress,
+        **options,
+    )
+    for context, (vae, result) in zip(contexts, fitted, strict=True):
+        save_vae(context.folder, vae.cpu())
+        context.log["curves"] = result.curves
 
 
 def critic_job(

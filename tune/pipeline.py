@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from tune.leases import HEARTBEAT, PATIENCE, Lease, acquire
 from tune.sources import source_digest
+from tune.stage_building import Building, build
 from tune.stage_graph import ProgressCallback, Scope, Stage, StageContext, topological
 from tune.store import DamagedStage, Manifest, StageStore
 
-__all__ = ["PlanRow", "Stage", "StageContext", "StageResult", "StageUse", "ensure", "plan", "source_digest", "topological"]
+__all__ = [
+    "PlanRow",
+    "Stage",
+    "StageContext",
+    "StageResult",
+    "StageUse",
+    "ensure",
+    "ensure_together",
+    "plan",
+    "source_digest",
+    "topological",
+]
 
 logger = logging.getLogger("tune.pipeline")
 
 CostSource = Literal["stored", "observed", "expected"]
-_ELAPSED = ".elapsed"
 
 
 @dataclass(frozen=True)
@@ -83,24 +89,77 @@ def ensure(
         if manifest is not None:
             return finished(manifest, reused=True)
 
-        inputs = {name: ensure(below, store, uses=uses, **options).path for name, below in stage.inputs.items()}
-        clock = Stopwatch(store.scratch(stage.kind, stage.key))
-        with store.storage_errors():
-            lease = acquire(
-                store.lease_folder(stage.kind, stage.key),
-                until=(lambda: False) if damaged else (lambda: store.exists(stage.kind, stage.key)),
-                on_beat=clock.save,
-                heartbeat=heartbeat,
-                patience=patience,
-            )
+        inputs = _inputs(stage, store, uses, options)
+        started = Building(stage, store, inputs, progress)
+        lease = _lease(started, store, heartbeat, patience, damaged=damaged)
         if lease is None:
             continue
         with lease:
             if _usable(stage, store):
                 continue
-            manifest = _build(stage, store, inputs, progress, lease, clock)
-        if manifest is not None:
-            return finished(manifest, reused=False)
+            manifests = build([started], [lease], store, lambda contexts: stage.build(*contexts))
+        if manifests is not None:
+            return finished(manifests[0], reused=False)
+
+
+def ensure_together(
+    stages: Iterable[Stage],
+    store: StageStore,
+    *,
+    uses: list[StageUse] | None = None,
+    progress: ProgressCallback | None = None,
+    heartbeat: float = HEARTBEAT,
+    patience: float = PATIENCE,
+) -> None:
+    """Builds those of the stages that are missing and can be built at once (Stage.together), so that `ensure` finds them.
+
+    Leaves to `ensure` what has no other of its kind, and what somebody else builds meanwhile. Raises as `ensure` does.
+    """
+    options: dict[str, Any] = {"progress": progress, "heartbeat": heartbeat, "patience": patience}
+    buckets: dict[str, dict[str, Stage]] = {}
+    for stage in stages:
+        if stage.together is not None and not store.exists(stage.kind, stage.key):
+            buckets.setdefault(stage.together.bucket, {})[stage.key] = stage
+    for bucket in buckets.values():
+        # Leases are taken in one order everywhere, so that no two processes wait for each other.
+        missing = [bucket[key] for key in sorted(bucket)]
+        if len(missing) < 2:
+            continue
+        needed = {stage.key: _inputs(stage, store, uses, options) for stage in missing}
+        with contextlib.ExitStack() as held:
+            building, leases = [], []
+            for stage in missing:
+                started = Building(stage, store, needed[stage.key], progress)
+                lease = _lease(started, store, heartbeat, patience)
+                if lease is not None:
+                    held.enter_context(lease)
+                    if not _usable(stage, store):
+                        building.append(started)
+                        leases.append(lease)
+            together = missing[0].together
+            assert together is not None
+            manifests = build(building, leases, store, together.build) if len(building) > 1 else None
+        if manifests is not None and uses is not None:
+            for started, manifest in zip(building, manifests, strict=True):
+                stage = started.stage
+                uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused=False))
+
+
+def _inputs(stage: Stage, store: StageStore, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:
+    return {name: ensure(below, store, uses=uses, **options).path for name, below in stage.inputs.items()}
+
+
+def _lease(started: Building, store: StageStore, heartbeat: float, patience: float, *, damaged: bool = False) -> Lease | None:
+    """The right to build a stage; none once somebody else has built it."""
+    stage = started.stage
+    with store.storage_errors():
+        return acquire(
+            store.lease_folder(stage.kind, stage.key),
+            until=(lambda: False) if damaged else (lambda: store.exists(stage.kind, stage.key)),
+            on_beat=started.save_elapsed,
+            heartbeat=heartbeat,
+            patience=patience,
+        )
 
 
 def _usable(stage: Stage, store: StageStore) -> bool:
@@ -112,70 +171,6 @@ def _usable(stage: Stage, store: StageStore) -> bool:
             aside = store.quarantine(stage.kind, stage.key)
         logger.warning("%s; moved to %s, and built again", damage, aside)
         return False
-
-
-class Stopwatch:
-    """Seconds of a build, those of killed attempts included: it is saved in the scratch folder at every heartbeat."""
-
-    def __init__(self, scratch: Path) -> None:
-        self._file = scratch / _ELAPSED
-        self._before = 0.0
-        self._start: float | None = None
-
-    def start(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._before = float(self._file.read_text())
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        return self._before + (time.perf_counter() - self._start if self._start is not None else 0.0)
-
-    def save(self) -> None:
-        if self._start is not None:
-            with contextlib.suppress(OSError):  # the folder goes at success, and a lost figure is no reason to fail
-                self._file.write_text(f"{self.seconds():.3f}")
-
-
-def _build(
-    stage: Stage, store: StageStore, inputs: Mapping[str, Path], progress: ProgressCallback | None, lease: Lease, clock: Stopwatch
-) -> Manifest | None:
-    """Builds and commits with the lease held; none if the lease was lost on the way, so that its new holder builds."""
-    scratch = store.scratch(stage.kind, stage.key)
-    with store.storage_errors():
-        resumed = scratch.is_dir() and any(name != _ELAPSED for name in os.listdir(scratch))
-        scratch.mkdir(parents=True, exist_ok=True)
-        folder = store.start_writing(stage.kind, stage.key)
-    context = StageContext(stage, folder, scratch, inputs, progress)
-    clock.start()
-    try:
-        stage.build(context)
-        manifest = Manifest(
-            kind=stage.kind,
-            key=stage.key,
-            label=stage.label,
-            config=dict(stage.config),
-            inputs={name: below.key for name, below in stage.inputs.items()},
-            seed=stage.seed,
-            dtype=stage.dtype,
-            source=source_digest(stage.modules),
-            seconds=clock.seconds(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            version=version("migvis"),
-            log=context.log,
-        )
-        with store.storage_errors():
-            return store.commit(folder, manifest)
-    except Exception as error:
-        if lease.lost:  # a waiter thought us dead and cleared our folder; its result is as good as ours
-            return None
-        if store.is_full(error):
-            raise store.refusal(error) from error
-        if resumed:  # a bad checkpoint must not make it fail for ever
-            shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    finally:
-        clock.save()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

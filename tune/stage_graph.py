@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,14 @@ Scope = Literal["study", "trial"]
 ProgressCallback = Callable[["Stage", Any], None]
 
 
+@dataclass(frozen=True)
+class Together:
+    """How stages of one `bucket` are built at once: `build` writes the files of each into its context's folder."""
+
+    bucket: str
+    build: Callable[[Sequence[StageContext]], None]
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One node of the graph.
@@ -27,6 +35,7 @@ class Stage:
     `config` holds only what the stage reads, as JSON values; `modules` name its source (see tune.sources); `inputs` are the
     stages it reads, by name; `build` writes its files into `context.folder`. What may differ without changing the content
     (threads, paths, progress) belongs into `build` itself (functools.partial), not into `config`.
+    `together` builds several stages alike, for less.
     """
 
     kind: str
@@ -38,6 +47,7 @@ class Stage:
     modules: tuple[str, ...] = ()
     label: str = ""
     scope: Scope = "trial"
+    together: Together | None = None
 
     @cached_property
     def key(self) -> str:

@@ -6,15 +6,17 @@ threads and of workers are given to `build` and are in no key.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from migvis.config import Configuration
+from migvis.config import Configuration, VAEConfig
 from migvis.vae import standard
+from migvis.vae_fit import shared_by
 from tune import builders, fits
-from tune.stage_graph import Stage
+from tune.stage_graph import Stage, Together
 
 _DATA = ("migvis.data.dataset", "tune.stage_data")
 _DENOISER = ("migvis.diffusion",)
@@ -144,14 +146,24 @@ class Stages:
 
     def _vae(self, kind: str, fields: dict[str, Any], subject: str, seed: int) -> Stage:
         config = {"data": self.data_digest, "subject": subject, "vae": fields}
+        workers, together = self._workers(), None
+        if not workers.ray_train:
+            bucket = f"{self.data_digest} {subject} {shared_by(VAEConfig.model_validate(fields))}"
+            together = Together(bucket, partial(fits.build_vaes, self.data_path))
         return self._stage(
             kind,
             config,
-            partial(fits.build_vae, workers=self._workers()),
-            modules=("migvis.vae",),
+            partial(fits.build_vae, workers=workers),
+            modules=("migvis.vae_fit",),
             seed=seed,
             label=f"{subject} seed {seed}",
+            together=together,
         )
+
+    def vaes(self, seeds: Iterable[int]) -> list[Stage]:
+        """The neural and the standard VAEs of all configured subjects, which are fitted together where they can be."""
+        fits_of = [(subject, seed) for subject in self.configuration.data.subjects for seed in seeds]
+        return [make(subject, seed) for make in (self.vae, self.standard_vae) for subject, seed in fits_of]
 
     def representation(self, subject: str, seed: int, split: str = "validation") -> Stage:
         """R², RMSE, group_mig and MIG of the VAE and of the standard VAE on one split."""

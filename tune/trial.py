@@ -6,7 +6,7 @@ A trial fits each configured subject for each seed; its objectives and its const
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_
 from tune.context import DataSummary, StudyContext
 from tune.notes import cautions
 from tune.pictures import selectivity_picture, trial_grid
-from tune.pipeline import StageResult, StageUse, ensure
+from tune.pipeline import StageResult, StageUse, ensure, ensure_together
 from tune.pipeline import plan as plan_stages
 from tune.space import SearchSpace, apply
 from tune.stage_data import dataset_at, training_pictures
@@ -123,6 +123,11 @@ class Runner:
         write_json(self._file, {"uses": self.records()})
         return result
 
+    def together(self, stages: Sequence[Stage]) -> None:
+        """Builds at once those that can be, for later calls to find."""
+        self.reporter.update(f"{self.title}: {len(stages)} × {stages[0].kind}")
+        ensure_together(stages, self.store, uses=self.uses, progress=self._report)
+
     def _report(self, stage: Stage, progress: Any) -> None:
         if isinstance(progress, Progress):
             left = progress.seconds_left if progress.seconds > 0 else None
@@ -180,6 +185,7 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
     fits = [(subject, seed) for subject in subjects for seed in seeds]
     values: dict[tuple[str, int], dict[str, float]] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
+    runner.together(stages.vaes(seeds))
     for subject, seed in fits:
         values[subject, seed] = read_json(runner(stages.representation(subject, seed)).path / "metrics.json")
         curves |= named_curves(f"{subject}/vae/seed{seed}", runner(stages.vae(subject, seed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from migvis.config import PRESETS, Configuration
 from migvis.data import load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.weights import read_tensors
-from tune.pipeline import ensure
+from tune.pipeline import StageUse, ensure, ensure_together
 from tune.stages import Stages
 from tune.store import StageStore
 
@@ -47,3 +48,20 @@ def test_two_workers_fit_what_one_fits_alone(local_ray, kind: str, data: Path, t
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor.float(), weights[1][name].float(), atol=2e-3, rtol=1e-2), name
+
+
+def test_seeds_of_a_trial_are_fitted_together_as_each_alone(data: Path, tmp_path: Path) -> None:
+    stages = Stages(data, load_dataset(data).digest, TINY, 0, threads=1)
+    alone, together = (StageStore(tmp_path / name) for name in ("alone", "together"))
+    uses: list[StageUse] = []
+    ensure_together(stages.vaes(range(3)), together, uses=uses)
+    assert [use.kind for use in uses].count("vae") == len(uses) / 2 == 3
+    for stage in stages.vaes(range(3)):
+        expected, found = ensure(stage, alone), ensure(stage, together)
+        assert found.reused
+        assert found.log["curves"].keys() == expected.log["curves"].keys()
+        tensors = read_tensors(found.path / "vae.safetensors")
+        for name, tensor in read_tensors(expected.path / "vae.safetensors").items():
+            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-4)
+    # Ray Train fits one at a time.
+    assert all(stage.together is None for stage in replace(stages, workers=2).vaes(range(2)))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 
-from tune.pipeline import Stage, ensure, plan, source_digest, topological
+from tune.pipeline import Stage, ensure, ensure_together, plan, source_digest, topological
+from tune.stage_graph import Together
 from tune.store import StageStore
 
 
@@ -164,3 +167,88 @@ def test_the_plan_says_what_exists_and_estimates_the_rest_without_writing(store)
         (True, built.seconds, "stored"),
         (False, built.seconds, "observed"),
     ]
+
+
+def test_what_is_missing_of_a_bucket_is_built_by_one_program(store):
+    calls = []
+
+    def write_all(contexts):
+        calls.append(sorted(context.stage.config["value"] for context in contexts))
+        time.sleep(0.3)
+        for context in contexts:
+            write_value(context)
+
+    first, second = (Together(bucket, write_all) for bucket in ("first", "second"))
+    below = stage("denoiser", 10)
+    stages = [stage(value=value, together=first, inputs={"below": below}) for value in (1, 2, 3, 4)]
+    alone, other = stage(value=5, together=second), stage(value=6)
+    ensure(stages[2], store)
+    uses = []
+    ensure_together([*stages, alone, other, stages[0]], store, uses=uses)
+    assert calls == [[1, 2, 4]]
+    built = {use.key: use for use in uses if use.kind == "vae"}
+    assert built.keys() == {stages[index].key for index in (0, 1, 3)}
+    assert not any(use.reused for use in built.values())
+    # Each has its share of the seconds.
+    assert 0.3 <= sum(use.seconds for use in built.values()) < 0.6
+    for one in stages:
+        result = ensure(one, store)
+        assert result.reused
+        assert (result.path / "value").read_text() == str(10 + one.config["value"])
+        assert store.read("vae", one.key).inputs == {"below": below.key}
+    assert not store.exists("vae", alone.key)
+    assert not store.exists("vae", other.key)
+    ensure_together(stages, store)
+    assert len(calls) == 1
+
+
+def test_two_who_build_overlapping_buckets_at_once_build_each_stage_once(store):
+    built, failures = [], []
+
+    def write_all(contexts):
+        time.sleep(0.2)
+        for context in contexts:
+            built.append(context.stage.config["value"])
+            write_value(context)
+
+    def build_one(context):
+        write_all([context])
+
+    together = Together("bucket", write_all)
+
+    def work(values):
+        try:
+            stages = [replace(stage(value=value, together=together), build=build_one) for value in values]
+            ensure_together(stages, store)
+            for one in stages:
+                ensure(one, store)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(values,)) for values in ((1, 2, 3, 4), (4, 3, 5, 2), (5, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures
+    assert sorted(built) == [1, 2, 3, 4, 5]
+
+
+def test_a_program_that_fails_leaves_nothing_and_the_next_call_builds(store):
+    failing = [True]
+
+    def write_all(contexts):
+        for context in contexts:
+            (context.scratch / "checkpoint").write_text("half")
+            write_value(context)
+        if failing:
+            failing.clear()
+            raise RuntimeError("no memory")
+
+    stages = [stage(value=value, together=Together("bucket", write_all)) for value in (1, 2)]
+    with pytest.raises(RuntimeError, match="no memory"):
+        ensure_together(stages, store)
+    assert not any(store.exists("vae", one.key) for one in stages)
+    ensure_together(stages, store)
+    assert all(store.exists("vae", one.key) for one in stages)
+    assert not any(store.scratch("vae", one.key).exists() for one in stages)

@@ -1,0 +1,109 @@
+"""Building stages whose leases are held: folders, seconds, manifests; one stage, or several at once by one program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from tune.leases import Lease
+from tune.sources import source_digest
+from tune.stage_graph import ProgressCallback, Stage, StageContext
+from tune.store import Manifest, StageStore
+
+_ELAPSED = ".elapsed"
+
+
+class Building:
+    """One stage that is being built, and its seconds: of several that are built at once each has its share.
+
+    Those of killed attempts are included, since they are saved in the scratch folder at every heartbeat of the lease.
+    """
+
+    def __init__(self, stage: Stage, store: StageStore, inputs: Mapping[str, Path], progress: ProgressCallback | None) -> None:
+        self.stage = stage
+        self.resumed = False
+        self._inputs, self._progress = inputs, progress
+        self._scratch = store.scratch(stage.kind, stage.key)
+        self._file = self._scratch / _ELAPSED
+        self._before, self._share = 0.0, 1.0
+        self._start: float | None = None
+
+    def start(self, store: StageStore, share: float) -> StageContext:
+        """Makes the stage's folders, and starts its clock."""
+        with store.storage_errors():
+            self.resumed = self._scratch.is_dir() and any(name != _ELAPSED for name in os.listdir(self._scratch))
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            folder = store.start_writing(self.stage.kind, self.stage.key)
+        with contextlib.suppress(OSError, ValueError):
+            self._before = float(self._file.read_text())
+        self._start, self._share = time.perf_counter(), share
+        return StageContext(self.stage, folder, self._scratch, self._inputs, self._progress)
+
+    def seconds(self) -> float:
+        return self._before + (self._share * (time.perf_counter() - self._start) if self._start is not None else 0.0)
+
+    def save_elapsed(self) -> None:
+        if self._start is not None:
+            with contextlib.suppress(OSError):  # the folder goes at success, and a lost figure is no reason to fail
+                self._file.write_text(f"{self.seconds():.3f}")
+
+    def forget(self) -> None:
+        """Removes what earlier attempts left: a bad checkpoint must not make the stage fail for ever."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def manifest(self, context: StageContext) -> Manifest:
+        stage = self.stage
+        return Manifest(
+            kind=stage.kind,
+            key=stage.key,
+            label=stage.label,
+            config=dict(stage.config),
+            inputs={name: below.key for name, below in stage.inputs.items()},
+            seed=stage.seed,
+            dtype=stage.dtype,
+            source=source_digest(stage.modules),
+            seconds=self.seconds(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            version=version("migvis"),
+            log=context.log,
+        )
+
+
+def build(
+    building: Sequence[Building],
+    leases: Sequence[Lease],
+    store: StageStore,
+    program: Callable[[Sequence[StageContext]], None],
+) -> list[Manifest] | None:
+    """Builds and commits with the leases held; none if one was lost on the way, so that its new holder builds.
+
+    Raises what `program` raises, and InputError if the storage folder cannot be written or is full.
+    """
+    contexts: list[StageContext] = []
+    try:
+        for one in building:
+            contexts.append(one.start(store, 1 / len(building)))
+        program(contexts)
+        manifests = [one.manifest(context) for one, context in zip(building, contexts, strict=True)]
+        with store.storage_errors():
+            return [store.commit(context.folder, manifest) for context, manifest in zip(contexts, manifests, strict=True)]
+    except Exception as error:
+        if any(lease.lost for lease in leases):  # a waiter thought us dead and cleared our folder; its result is as good as ours
+            return None
+        if store.is_full(error):
+            raise store.refusal(error) from error
+        for one in building:
+            if one.resumed:
+                one.forget()
+        raise
+    finally:
+        for one in building:
+            one.save_elapsed()
+        for context in contexts:
+            shutil.rmtree(context.folder, ignore_errors=True)
