@@ -24,6 +24,7 @@ def test_help_explains_every_benchmark_in_a_line() -> None:
     assert all(len(words) == 2 and words[1].endswith(".") for words in explained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_prints_a_table_the_machine_and_json(name: str) -> None:
     result = benchmark(name, "--small", "--threads", "1")
