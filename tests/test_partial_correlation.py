@@ -68,6 +68,21 @@ def test_float32_is_exact_where_narrow_posteriors_overlap() -> None:
     assert float(single) == pytest.approx(float(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize(("deviation", "tolerance"), [(0.3, 1e-5), (0.03, 1e-3), (0.003, 0.05)])
+def test_float32_gradient_of_overlapping_posteriors(deviation: float, tolerance: float) -> None:
+    mean = normal("mean", 32, 6).repeat_interleave(2, dim=0)
+    mean[1::2] += deviation * normal("offset", 32, 6)
+    log_var = 2 * math.log(deviation) + 0.2 * normal("log_var", 64, 6)
+    z = mean + (0.5 * log_var).exp() * normal("noise", 64, 6)
+    arguments = [tensor.float().requires_grad_() for tensor in (z, mean, log_var)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    single = torch.autograd.grad(partial_correlation(*arguments, 2, 1000), arguments)
+    double = torch.autograd.grad(partial_correlation(*exact, 2, 1000), exact)
+    for ours, expected in zip(single, double, strict=True):
+        assert expected.abs().max() > 1e-3
+        assert (ours - expected).abs().max() < tolerance * expected.abs().max()
+
+
 def test_gradient_equals_the_naive_one() -> None:
     arguments = [tensor.requires_grad_() for tensor in posteriors(10, 4, -1.0)]
     fast = torch.autograd.grad(partial_correlation(*arguments, 2, 40), arguments)
