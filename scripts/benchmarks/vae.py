@@ -27,7 +27,7 @@ def run(options: Options) -> Result:
     responses = torch.tensor(dataset.subjects["M1"].response[rows])
     pose, category = torch.tensor(stimuli.pose[rows]), torch.tensor(stimuli.category_id[rows])
     settings = {"category_count": len(stimuli.category_names), "device": device()}
-    vae = config.vae.model_copy(update={"epochs": 1 if options.small else 10})
+    vae = config.vae.model_copy(update={"epochs": 1 if options.small else 4})
     rounds = 1 if options.small else 3
 
     def separately(configs: list[VAEConfig], seeds: list[int]) -> list[NeuralVAE]:
