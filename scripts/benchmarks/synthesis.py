@@ -24,7 +24,7 @@ from migvis.vae import fit_vae
 from tune.stage_data import clean_pictures, device, training_pictures
 
 STIMULI, SAMPLED = 16, 8
-FITTED_STEPS = 40
+FITTED_STEPS = 20
 """Of the denoiser: edits are as fast with it as with one that is fitted in full."""
 
 
