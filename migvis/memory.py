@@ -33,14 +33,13 @@ class StimulusMemory(nn.Module):
     pictures: Tensor
     mean: Tensor
     basis: Tensor
-    codes: Tensor
-    half_norms: Tensor
+    keys: Tensor
 
     def __init__(self, copies: int, rank: int, bandwidth: float, image_size: int) -> None:
         super().__init__()
         self.copies, self.rank, self.bandwidth = copies, rank, bandwidth
         self.register_buffer("pictures", torch.zeros(0, image_size, image_size, dtype=torch.uint8))
-        for name in ("mean", "basis", "codes", "half_norms"):
+        for name in ("mean", "basis", "keys"):
             self.register_buffer(name, torch.zeros(0), persistent=False)
 
     @torch.no_grad()
@@ -58,8 +57,9 @@ class StimulusMemory(nn.Module):
             [((both if copy == 0 else _warped(both, copy)).flatten(1) - self.mean) @ self.basis for copy in range(self.copies)], 1
         )
         # All copies of a picture side by side, so that a picture can be left out.
-        self.codes = codes.unflatten(0, (2, len(images))).transpose(0, 1).flatten(0, 2).contiguous()
-        self.half_norms = self.codes.square().sum(1) / 2
+        codes = codes.unflatten(0, (2, len(images))).transpose(0, 1).flatten(0, 2)
+        # With −‖x_i‖²/2 as a last component of x_i, one matrix product makes the logits.
+        self.keys = torch.cat([codes, -codes.square().sum(1, keepdim=True) / 2], dim=1).T.contiguous()
 
     @property
     def images(self) -> Tensor:
@@ -67,8 +67,13 @@ class StimulusMemory(nn.Module):
         return self.pictures[:, None].float() / 127.5 - 1
 
     @property
+    def codes(self) -> Tensor:
+        """Codes of everything remembered, [M, rank]."""
+        return self.keys[:-1].T
+
+    @property
     def plain_codes(self) -> Tensor:
-        """Their codes [P, rank], without those of mirror images and warped copies."""
+        """Codes of `images`, [P, rank], without those of mirror images and warped copies."""
         return self.codes[:: 2 * self.copies]
 
     def code(self, images: Tensor) -> Tensor:
@@ -77,8 +82,8 @@ class StimulusMemory(nn.Module):
 
     def weights(self, scaled: Tensor, sigma: Tensor, own: Tensor | None = None) -> Tensor:
         """w [n, M] for ȳ [n, 1, H, W] and σ [n]; all copies of picture own [n] in 0…P − 1 are left out (−1: none is)."""
-        logits = self.code(scaled) @ self.codes.T - self.half_norms
-        logits = logits / (sigma.square() + self.bandwidth**2)[:, None]
+        code = functional.pad(self.code(scaled), (0, 1), value=1.0)
+        logits = code / (sigma.square() + self.bandwidth**2)[:, None] @ self.keys
         if own is not None:
             rows = (own >= 0).nonzero()[:, 0]
             grouped = logits.unflatten(1, (len(self.pictures), 2 * self.copies))

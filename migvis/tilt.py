@@ -11,6 +11,7 @@ which only a sampler can give it. So `tilted_sample` is one, DDIM but for that n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,17 +47,30 @@ class Tilt:
 
     def __call__(self, scaled: Tensor, sigma: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         """x̂₀* [n, 1, H, W] in [−1, 1] and τ [n], for ȳ [n, 1, H, W], σ (a scalar) and x̂₀ [n, 1, H, W]."""
-        memory = self.memory
-        state, known, stimulus = memory.code(scaled), memory.plain_codes, memory.code(self.stimuli)
+        state, stimulus, known = self.memory.code(scaled), self._stimulus_codes, self._known_codes
         own = (state * stimulus).sum(1) - stimulus.square().sum(1) / 2
         logits = torch.cat([state @ known.T - known.square().sum(1) / 2, own[:, None]], dim=1)
-        logits = logits / (sigma.square() + memory.bandwidth**2)
+        logits = logits / (sigma.square() + self.memory.bandwidth**2)
         tilted = (logits + self.scale[:, None] * self.objective).softmax(dim=1)
         gain = (tilted - logits.softmax(dim=1)).clamp(min=0)
         moved = gain.sum(1)
         share = moved[:, None, None, None]
-        arrived = (gain[:, :-1] @ memory.images.flatten(1)).view_as(clean) + gain[:, -1].view_as(share) * self.stimuli
+        arrived = (gain[:, :-1] @ self._pictures).view_as(clean) + gain[:, -1].view_as(share) * self.stimuli
         return ((1 - share) * clean + arrived).clamp(-1, 1), moved
+
+    # What is the same at every step: for a few edits it would be more work than the denoiser's.
+
+    @cached_property
+    def _pictures(self) -> Tensor:
+        return self.memory.images.flatten(1)
+
+    @cached_property
+    def _known_codes(self) -> Tensor:
+        return self.memory.plain_codes.contiguous()
+
+    @cached_property
+    def _stimulus_codes(self) -> Tensor:
+        return self.memory.code(self.stimuli)
 
 
 def tilted_sample(denoise: Denoise, noisy: Tensor, alphas: Tensor, edit_step: int, tilt: Tilt) -> Tensor:

@@ -21,7 +21,7 @@ from tune.stage_data import clean_pictures, device
 def run(options: Options) -> Result:
     """Steps of the quick preset's denoiser, in turns of a few steps from the same weights."""
     config = configuration(options.small)
-    rounds, steps = (2, 2) if options.small else (9, 8)
+    rounds, steps = (2, 2) if options.small else (11, 4)
     place = device()
     images = clean_pictures(synthetic(config)).to(place)
     with torch.random.fork_rng(devices=[]):
