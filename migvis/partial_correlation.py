@@ -18,8 +18,8 @@ def partial_correlation(z: Tensor, mean: Tensor, log_var: Tensor, group_count: i
     z [b, D] is one sample of each posterior N(mean, exp(log_var)) [b, D], a batch of a data set of N =
     `dataset_size` samples. log q(z_i) ≈ logsumexp_j(log q(z_i|x_j) + log w_ij) with w_ii = 1/N and
     w_ij = (N − 1)/(N(b − 1)), and the same within each group of D / group_count columns; b = N is the exact
-    mixture. Narrow posteriors saturate it at (G − 1)·log N. It can be differentiated once, and goes through
-    torch.func.vmap.
+    mixture. Narrow posteriors saturate it at (G − 1)·log N. It has a first derivative only, and goes through
+    torch.func.vmap. The tensors are float32 or float64.
 
     Raises InputError for b = 1, b > N, and a D that the groups do not divide.
     """
@@ -34,7 +34,7 @@ def partial_correlation(z: Tensor, mean: Tensor, log_var: Tensor, group_count: i
     return value[0]  # type: ignore[no-any-return]
 
 
-CHUNK_NUMBERS = 8 * 4 * 128**2
+CHUNK_NUMBERS = 4 * 4 * 128**2
 """Numbers of the groups' b×b matrices that are worked on at a time: they should stay in the processor's cache."""
 
 
@@ -75,8 +75,8 @@ def _value_and_gradients(
     models, batch, _ = z.shape
 
     # log q(z_i|x_j) as a quadratic form, Σ_d −½τ_j z_i² + τ_j μ_j z_i − ½(τ_j μ_j² + log σ_j²) with τ = 1/σ²: its
-    # terms are of size τ and nearly cancel, so the products (b²·D, no b×b×D tensor) are in float64. The
-    # constant log 2π is the same in the joint and in the sum of the groups, and left out.
+    # terms are of size τ and nearly cancel, in the gradient as well, so the products (b²·D, no b×b×D tensor) are in
+    # float64. The constant log 2π is the same in the joint and in the sum of the groups, and left out.
     samples, means, log_vars = (
         tensor.double().mT.unflatten(1, (group_count, -1)).contiguous() for tensor in (z, mean, log_var)
     )  # [K, G, D_g, b]
@@ -89,22 +89,19 @@ def _value_and_gradients(
     # With c_i = logsumexp_j(M_ij + log w_ij) − (M_ii + log w_ii), a cross-entropy whose target is the sample's own
     # posterior, the M_ii of the joint and of its groups cancel: PC = mean(c_joint − Σ_g c_g) + (G − 1)·log N, of
     # which only log w_ii − log w_ij matters to c. So ∂PC/∂M_g = (softmax(joint) − softmax(M_g))/b.
-    # Their products with what follows need less: in float32 the gradient is wrong by 1e-4 of its largest value where
-    # posteriors have an sd of 0.03, by 2 % at the narrowest that the encoder allows (0.0025), where it hardly matters.
     own = math.log((batch - 1) / (dataset_size - 1))
     saturation = (group_count - 1) * math.log(dataset_size)
     left, right = features.flatten(0, 1), coefficients.flatten(0, 1)  # [K G, 2 D_g + 1, b]
-    left_of_slope, right_of_slope = right.to(z.dtype), left.to(z.dtype)
-    of_left, of_right = torch.empty_like(left_of_slope), torch.empty_like(right_of_slope)
+    of_left, of_right = torch.empty_like(left), torch.empty_like(right)
     values = z.new_empty(models)
     chunk = min(models, max(1, CHUNK_NUMBERS // (group_count * batch**2)))
     # Memory that is allocated anew for each chunk would cost more than what is computed in it.
-    all_groups, all_slopes = (left.new_empty(chunk, group_count, batch, batch, dtype=dtype) for dtype in (left.dtype, z.dtype))
+    all_groups = left.new_empty(chunk, group_count, batch, batch)
     all_logits, all_weights = (z.new_empty(chunk, 1 + group_count, batch, batch) for _ in range(2))
     for start in range(0, models, chunk):
         count = min(chunk, models - start)
         rows = slice(start * group_count, (start + count) * group_count)
-        groups, slopes, logits, weights = (whole[:count] for whole in (all_groups, all_slopes, all_logits, all_weights))
+        groups, logits, weights = (whole[:count] for whole in (all_groups, all_logits, all_weights))
         torch.bmm(left[rows].mT, right[rows], out=groups.flatten(0, 1))
         logits[:, 0] = groups.sum(dim=1)
         logits[:, 1:] = groups
@@ -114,12 +111,12 @@ def _value_and_gradients(
         total = logits.amax(dim=3) - weights.amax(dim=3).log()
         entropies = total - logits.diagonal(dim1=2, dim2=3)
         values[start : start + count] = (entropies[:, 0] - entropies[:, 1:].sum(dim=1)).mean(dim=1) + saturation
-        slope = torch.sub(weights[:, :1], weights[:, 1:], out=slopes).flatten(0, 1)
-        torch.bmm(left_of_slope[rows], slope.mT, out=of_left[rows])
-        torch.bmm(right_of_slope[rows], slope, out=of_right[rows])
+        slope = groups.copy_(torch.sub(weights[:, :1], weights[:, 1:], out=logits[:, 1:])).flatten(0, 1)
+        torch.bmm(right[rows], slope.mT, out=of_left[rows])
+        torch.bmm(left[rows], slope, out=of_right[rows])
 
     rank = samples.shape[2]
-    of_features, of_coefficients = (part.double().view_as(features) / batch for part in (of_left, of_right))
+    of_features, of_coefficients = (part.view_as(features) / batch for part in (of_left, of_right))
     in_square, in_sample, _ = of_features.tensor_split((rank, 2 * rank), dim=2)
     in_precision, in_weighted, in_constant = of_coefficients.tensor_split((rank, 2 * rank), dim=2)
     in_z = 2 * samples * in_square + in_sample

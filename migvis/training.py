@@ -243,8 +243,8 @@ def fit(
     """Fit the trainable weights of `model`, in place, by `steps` steps of Adam on `step_loss`.
 
     `step_loss(step)`, step from 0, returns (scalar loss, terms to log) on the model's device and depends on
-    nothing but the step and the weights. An existing `checkpoint` is resumed; one is written every
-    `checkpoint_every` steps and at the end, by rank 0. With `ema_decay` the model ends with the averaged
+    nothing but the step and the weights; `learning_rate` is that of Adam.step. An existing `checkpoint` is resumed;
+    one is written every `checkpoint_every` steps and at the end, by rank 0. With `ema_decay` the model ends with the averaged
     weights, average <- decay * average + (1 - decay) * weight after each step (averaging_decay). With `shard.world` > 1 the
     process group is the caller's, weights start as rank 0's, and `progress` is called on every worker.
     The model is left in evaluation mode.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from migvis import randomness
 from migvis.config import VAEConfig
 from migvis.errors import InputError
-from migvis.training import WHOLE, FitResult, Progress, Shard, fit
+from migvis.training import WHOLE, FitError, FitResult, Progress, Shard, fit
 from migvis.vae import LossWeights, NeuralVAE, loss_weights, training_loss
 
 LOG_EVERY = 50
@@ -75,17 +75,20 @@ def fit_vaes(
     seeds: Sequence[int],
     *,
     category_count: int,
+    names: Sequence[str] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[tuple[NeuralVAE, FitResult]]:
-    """What `fit_vae` returns for each of K configurations and its seed, all fitted at once, equal up to rounding.
+    """What `fit_vae` returns for each of K configurations and its seed, all fitted at once.
 
     The K networks are stacked, and each step is one batched program (torch.func.vmap) on K batches: a small VAE's
-    step is bound by the number of its operations, not by their size. The seconds of each are its share of the whole.
+    step is bound by the number of its operations, not by their size. They equal separate fits up to the rounding of
+    `precision`: 1e-6 of a weight in float32, some 1e-2 in bf16. The seconds of each are its share of the whole.
 
-    Raises what `fit_vae` raises, and InputError unless `can_be_fitted_together`; a loss that is not finite ends all K.
+    names: what a FitError calls the K fits. Raises what `fit_vae` raises, and InputError unless
+    `can_be_fitted_together`; a loss that is not finite ends all K.
     """
     if not configs or len(configs) != len(seeds):
         raise InputError(f"fit_vaes: expected a seed for each configuration, got {len(configs)} and {len(seeds)}")
@@ -106,9 +109,15 @@ def fit_vaes(
         logged = data.is_logged(step)
         losses, terms = stack.losses(data, weights, samples, noise, with_pc=always_with_pc or logged)
         total = losses.sum()
-        # To name 6 K terms takes longer than a layer of the network.
-        if not logged and (total.device.type != "cpu" or bool(total.isfinite())):
+        # On an accelerator the loss is waited for at logged steps only.
+        finite = bool(total.isfinite()) if logged or total.device.type == "cpu" else True
+        if finite and not logged:
             return total, {}
+        if not finite:
+            wrong = int((~losses.isfinite()).nonzero()[0])
+            name = str(wrong) if names is None else names[wrong]
+            listed = ", ".join(f"{term} {float(value[wrong].detach()):.4g}" for term, value in terms.items())
+            raise FitError(f"fit vae {name}: the loss is {float(losses[wrong].detach())} at step {step} ({listed})")
         each = {"loss": losses, **terms}
         return total, {f"{term}/{index}": value[index] for index in range(len(vaes)) for term, value in each.items()}
 

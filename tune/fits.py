@@ -140,6 +140,7 @@ def build_vaes(data_path: Path, contexts: Sequence[StageContext]) -> None:
         category,
         configs,
         [_seed(context) for context in contexts],
+        names=[context.stage.label for context in contexts],
         checkpoint=contexts[0].scratch / f"vaes-{keys}.pt",
         progress=contexts[0].progress,
         **options,

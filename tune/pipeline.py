@@ -97,9 +97,9 @@ def ensure(
         with lease:
             if _usable(stage, store):
                 continue
-            manifests = build([started], [lease], store, lambda contexts: stage.build(*contexts))
-        if manifests is not None:
-            return finished(manifests[0], reused=False)
+            (manifest,) = build([started], [lease], store, lambda contexts: stage.build(*contexts))
+        if manifest is not None:
+            return finished(manifest, reused=False)
 
 
 def ensure_together(
@@ -113,7 +113,8 @@ def ensure_together(
 ) -> None:
     """Builds those of the stages that are missing and can be built at once (Stage.together), so that `ensure` finds them.
 
-    Leaves to `ensure` what has no other of its kind, and what somebody else builds meanwhile. Raises as `ensure` does.
+    Leaves to `ensure` what has no other of its bucket, and waits for what somebody else builds meanwhile. Raises as
+    `ensure` does.
     """
     options: dict[str, Any] = {"progress": progress, "heartbeat": heartbeat, "patience": patience}
     buckets: dict[str, dict[str, Stage]] = {}
@@ -138,11 +139,11 @@ def ensure_together(
                         leases.append(lease)
             together = missing[0].together
             assert together is not None
-            manifests = build(building, leases, store, together.build) if len(building) > 1 else None
-        if manifests is not None and uses is not None:
-            for started, manifest in zip(building, manifests, strict=True):
-                stage = started.stage
-                uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused=False))
+            if len(building) < 2:
+                continue
+            manifests = build(building, leases, store, together.build)
+        if uses is not None:
+            uses += [StageUse(one.kind, one.key, one.label, one.seconds, reused=False) for one in manifests if one is not None]
 
 
 def _inputs(stage: Stage, store: StageStore, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:

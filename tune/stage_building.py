@@ -28,18 +28,18 @@ class Building:
     def __init__(self, stage: Stage, store: StageStore, inputs: Mapping[str, Path], progress: ProgressCallback | None) -> None:
         self.stage = stage
         self.resumed = False
-        self._inputs, self._progress = inputs, progress
+        self._store, self._inputs, self._progress = store, inputs, progress
         self._scratch = store.scratch(stage.kind, stage.key)
         self._file = self._scratch / _ELAPSED
         self._before, self._share = 0.0, 1.0
         self._start: float | None = None
 
-    def start(self, store: StageStore, share: float) -> StageContext:
+    def start(self, share: float) -> StageContext:
         """Makes the stage's folders, and starts its clock."""
-        with store.storage_errors():
+        with self._store.storage_errors():
             self.resumed = self._scratch.is_dir() and any(name != _ELAPSED for name in os.listdir(self._scratch))
             self._scratch.mkdir(parents=True, exist_ok=True)
-            folder = store.start_writing(self.stage.kind, self.stage.key)
+            folder = self._store.start_writing(self.stage.kind, self.stage.key)
         with contextlib.suppress(OSError, ValueError):
             self._before = float(self._file.read_text())
         self._start, self._share = time.perf_counter(), share
@@ -80,30 +80,40 @@ def build(
     leases: Sequence[Lease],
     store: StageStore,
     program: Callable[[Sequence[StageContext]], None],
-) -> list[Manifest] | None:
-    """Builds and commits with the leases held; none if one was lost on the way, so that its new holder builds.
+) -> list[Manifest | None]:
+    """Builds and commits with the leases held; none for a stage whose lease was lost on the way, so that its new holder builds.
 
     Raises what `program` raises, and InputError if the storage folder cannot be written or is full.
     """
     contexts: list[StageContext] = []
     try:
-        for one in building:
-            contexts.append(one.start(store, 1 / len(building)))
-        program(contexts)
-        manifests = [one.manifest(context) for one, context in zip(building, contexts, strict=True)]
-        with store.storage_errors():
-            return [store.commit(context.folder, manifest) for context, manifest in zip(contexts, manifests, strict=True)]
-    except Exception as error:
-        if any(lease.lost for lease in leases):  # a waiter thought us dead and cleared our folder; its result is as good as ours
-            return None
-        if store.is_full(error):
-            raise store.refusal(error) from error
-        for one in building:
-            if one.resumed:
-                one.forget()
-        raise
+        contexts += [one.start(1 / len(building)) for one in building]
+        try:
+            program(contexts)
+        except Exception as error:
+            if any(lease.lost for lease in leases):  # a waiter thought us dead and cleared a folder
+                return [None] * len(building)
+            if store.is_full(error):
+                raise store.refusal(error) from error
+            for one in building:
+                if one.resumed:
+                    one.forget()
+            raise
+        # The first one's scratch folder may hold what all would resume from, and goes when it is committed.
+        ends = [_commit(*of_one, store) for of_one in zip(building[::-1], contexts[::-1], leases[::-1], strict=True)]
+        return ends[::-1]
     finally:
         for one in building:
             one.save_elapsed()
         for context in contexts:
             shutil.rmtree(context.folder, ignore_errors=True)
+
+
+def _commit(one: Building, context: StageContext, lease: Lease, store: StageStore) -> Manifest | None:
+    try:
+        with store.storage_errors():
+            return store.commit(context.folder, one.manifest(context))
+    except Exception:
+        if lease.lost:  # its new holder's result is as good as ours
+            return None
+        raise

@@ -119,14 +119,19 @@ class Runner:
     def __call__(self, stage: Stage) -> StageResult:
         self.reporter.update(f"{self.title}: {stage}")
         result = ensure(stage, self.store, uses=self.uses, progress=self._report)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"uses": self.records()})
+        self._remember()
         return result
 
     def together(self, stages: Sequence[Stage]) -> None:
-        """Builds at once those that can be, for later calls to find."""
-        self.reporter.update(f"{self.title}: {len(stages)} × {stages[0].kind}")
-        ensure_together(stages, self.store, uses=self.uses, progress=self._report)
+        """Builds at once those that are missing and can be, for later calls to find."""
+        try:
+            ensure_together(stages, self.store, uses=self.uses, progress=self._report)
+        finally:
+            self._remember()
+
+    def _remember(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, {"uses": self.records()})
 
     def _report(self, stage: Stage, progress: Any) -> None:
         if isinstance(progress, Progress):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,3 +66,22 @@ def test_seeds_of_a_trial_are_fitted_together_as_each_alone(data: Path, tmp_path
             torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-4)
     # Ray Train fits one at a time.
     assert all(stage.together is None for stage in replace(stages, workers=2).vaes(range(2)))
+
+
+def test_a_killed_fit_of_several_is_resumed_by_the_same_set_only(
+    data: Path, tmp_path: Path, killed_after: Callable[..., object]
+) -> None:
+    stages = Stages(data, load_dataset(data).digest, TINY, 0, threads=1)
+    store, reference = (StageStore(tmp_path / name) for name in ("store", "reference"))
+    pair = [stages.vae("M1", seed) for seed in (0, 1)]
+    first = min(pair, key=lambda stage: stage.key)
+    # Another partner for the one whose scratch folder holds the checkpoint, which stays first.
+    other = next(stage for seed in range(2, 100) if (stage := stages.vae("M1", seed)).key > first.key)
+    with killed_after(2, "migvis.vae_fit"):  # type: ignore[attr-defined]
+        ensure_together(pair, store)
+    assert list(store.scratch(first.kind, first.key).glob("vaes-*.pt"))
+    ensure_together([first, other], store)
+    for stage in (first, other):
+        tensors = read_tensors(ensure(stage, store).path / "vae.safetensors")
+        for name, tensor in read_tensors(ensure(stage, reference).path / "vae.safetensors").items():
+            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-4)

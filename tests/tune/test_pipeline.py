@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from migvis.errors import InputError
 from tune.pipeline import Stage, ensure, ensure_together, plan, source_digest, topological
 from tune.stage_graph import Together
 from tune.store import StageStore
@@ -225,11 +226,12 @@ def test_two_who_build_overlapping_buckets_at_once_build_each_stage_once(store):
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(values,)) for values in ((1, 2, 3, 4), (4, 3, 5, 2), (5, 1))]
+    threads = [threading.Thread(target=work, args=(values,), daemon=True) for values in ((1, 2, 3, 4), (4, 3, 5, 2), (5, 1))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
+        assert not thread.is_alive()
     assert not failures
     assert sorted(built) == [1, 2, 3, 4, 5]
 
@@ -252,3 +254,41 @@ def test_a_program_that_fails_leaves_nothing_and_the_next_call_builds(store):
     ensure_together(stages, store)
     assert all(store.exists("vae", one.key) for one in stages)
     assert not any(store.scratch("vae", one.key).exists() for one in stages)
+
+
+def test_of_several_that_are_built_at_once_only_one_whose_lease_is_lost_is_built_again(store, monkeypatch):
+    stages = [stage(value=value) for value in (1, 2, 3)]
+    stages = [replace(one, together=Together("bucket", lambda contexts: write_each(contexts))) for one in stages]
+    second = sorted(stages, key=lambda one: one.key)[1]
+
+    def write_each(contexts):
+        for context in contexts:
+            write_value(context)
+            if context.stage.key == second.key:
+                for name in store.lease_folder("vae", second.key).iterdir():
+                    number = int(name.name)
+                # Another host takes over, and clears what we wrote.
+                (store.lease_folder("vae", second.key) / str(number + 1)).write_text("0")
+                (context.folder / "value").unlink()
+
+    uses = []
+    ensure_together(stages, store, uses=uses, heartbeat=0.05)
+    assert {use.key for use in uses} == {one.key for one in stages} - {second.key}
+    assert not store.exists("vae", second.key)
+
+
+def test_storage_that_refuses_a_stage_before_it_is_built_keeps_its_checkpoint(store, monkeypatch):
+    one = stage(value=1)
+    scratch = store.scratch("vae", one.key)
+    scratch.mkdir(parents=True)
+    (scratch / "fit.pt").write_text("hours of work")
+
+    def refuse(kind, key):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "start_writing", refuse)
+        with pytest.raises(InputError, match="No space left"):
+            ensure(one, store)
+    assert (scratch / "fit.pt").read_text() == "hours of work"
+    assert ensure(one, store).reused is False
