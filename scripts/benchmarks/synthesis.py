@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ from tune.stage_data import clean_pictures, device, training_pictures
 STIMULI, SAMPLED = 16, 8
 FITTED_STEPS = 20
 """Of the denoiser: edits are as fast with it as with one that is fitted in full."""
-TOLERANCE = 0.02
-"""Largest difference of a pixel in [−1, 1]: 90 guided steps amplify what batches of different sizes round differently."""
+TOLERANCE = 1e-3
+"""Of the median edit's largest difference of a pixel in [−1, 1]. The largest of all is reported, too, but no error: where an
+edit wavers between remembered pictures, 90 steps amplify what batches of different sizes round differently."""
 
 
 def run(options: Options) -> Result:
@@ -41,19 +43,21 @@ def run(options: Options) -> Result:
     count, sampled = (2, 2) if options.small else (STIMULI, SAMPLED)
     rows = torch.tensor(dataset.split["validation"][:count])
     edits = _grid(config, rows, latents, spread)
-    rows_by_guidance, difference = [], 0.0
+    rows_by_guidance: list[Row] = []
+    differences: list[float] = []
     for guidance in ("memory", "gradient"):
         guided = replace(editor, config=config.synthesis.model_copy(update={"guidance": guidance}))
-        row, furthest = _compare(guided, dataset.images(rows.numpy()), edits, sampled)
+        row, of_edits = _compare(guided, dataset.images(rows.numpy()), edits, sampled)
         rows_by_guidance.append(row)
-        difference = max(difference, furthest)
-    if difference > TOLERANCE:
-        raise RuntimeError(f"edits made together differ from those made alone by {difference:.3g}")
-    return Result(rows_by_guidance, {"largest_pixel_difference": difference})
+        differences += of_edits
+        if median(of_edits) > TOLERANCE:
+            raise RuntimeError(f"guidance={guidance}: edits made together differ from those made alone by {median(of_edits):.3g}")
+    figures = {"median_pixel_difference": median(differences), "largest_pixel_difference": max(differences)}
+    return Result(rows_by_guidance, figures)
 
 
-def _compare(editor: Editor, images: Tensor, edits: Edits, sampled: int) -> tuple[Row, float]:
-    """Both ways, half of the edits that are made alone before and half after the whole; and how far they differ."""
+def _compare(editor: Editor, images: Tensor, edits: Edits, sampled: int) -> tuple[Row, list[float]]:
+    """Both ways, half of the edits that are made alone before and half after the whole; and how far each of them differs."""
     # a step that is coprime to every factor of the grid
     chosen = [(number * (len(edits) // sampled | 1)) % len(edits) for number in range(sampled)]
     alone: dict[int, Tensor] = {}
@@ -72,9 +76,9 @@ def _compare(editor: Editor, images: Tensor, edits: Edits, sampled: int) -> tupl
     together = editor.edit(images, editor.invert(images), edits)
     seconds = time.perf_counter() - began
     seconds_alone += make_alone(chosen[sampled // 2 :])
-    difference = max(float((together[number] - alone[number][0]).abs().max()) for number in chosen)
+    differences = [float((together[number] - alone[number][0]).abs().max()) for number in chosen]
     name = f"{len(edits)} edits, guidance={editor.config.guidance}; one at a time from {sampled} of them"
-    return Row(name, seconds, seconds_alone / sampled * len(edits)), difference
+    return Row(name, seconds, seconds_alone / sampled * len(edits)), differences
 
 
 def _grid(config: Configuration, rows: Tensor, latents: Tensor, spread: Tensor) -> Edits:
