@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tune.context import StudyContext
 from tune.pipeline import StageUse
-from tune.stage_graph import Stage, StageContext
+from tune.stage_graph import Stage, StageContext, Together
 from tune.study_config import load_study_config
 from tune.trial import Runner, means, saturation
 
@@ -42,23 +43,27 @@ def test_a_stage_that_a_trial_fits_and_reads_again_is_not_called_reused() -> Non
     assert runner.seconds() == {"vae": 3.0}
 
 
+def study_context(storage: Path) -> StudyContext:
+    return StudyContext(
+        storage=storage,
+        study="s",
+        folder=storage / "s",
+        config=load_study_config(None, [], {}),
+        data_path=storage / "set.h5",
+        data_digest="digest",
+        rendered=True,
+        seed=0,
+        stages_root=storage / "stages",
+        workers=1,
+    )
+
+
 def test_what_a_killed_process_had_fitted_is_not_called_reused_by_the_next(tmp_path: Path) -> None:
     def build(context: StageContext) -> None:
         (context.folder / "value").write_text("1")
 
     stages = [Stage(kind, {}, build) for kind in ("denoiser", "trajectory")]
-    context = StudyContext(
-        storage=tmp_path,
-        study="s",
-        folder=tmp_path / "s",
-        config=load_study_config(None, [], {}),
-        data_path=tmp_path / "set.h5",
-        data_digest="digest",
-        rendered=True,
-        seed=0,
-        stages_root=tmp_path / "stages",
-        workers=1,
-    )
+    context = study_context(tmp_path)
     Runner(context, "prepare", "prepare")(stages[0])
     after = Runner(context, "prepare", "prepare")
     for stage in stages:
@@ -67,6 +72,29 @@ def test_what_a_killed_process_had_fitted_is_not_called_reused_by_the_next(tmp_p
     other = Runner(context, "trial 0", "trial-000")
     other(stages[0])
     assert [record["reused"] for record in other.records()] == [True]
+
+
+def test_what_a_killed_process_had_fitted_together_is_not_called_reused_by_the_next(tmp_path: Path) -> None:
+    def build(context: StageContext) -> None:
+        (context.folder / "value").write_text("1")
+
+    def build_all(contexts: Sequence[StageContext]) -> None:
+        for context in contexts:
+            if context.stage.config["fails"]:
+                raise RuntimeError("killed")
+            build(context)
+
+    def pair(fails: bool) -> list[Stage]:
+        together = Together(str(fails), build_all)
+        return [Stage("vae", {"fails": fails}, build, seed=seed, together=together) for seed in (0, 1)]
+
+    context = study_context(tmp_path)
+    with pytest.raises(RuntimeError, match="killed"):
+        Runner(context, "trial 0", "trial-000").together(pair(False) + pair(True))
+    after = Runner(context, "trial 0", "trial-000")
+    for stage in pair(False):
+        assert after(stage).reused
+    assert [record["reused"] for record in after.records()] == [False, False]
 
 
 def test_saturation_is_the_last_point_of_its_curve() -> None:
