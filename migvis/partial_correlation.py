@@ -30,8 +30,8 @@ def partial_correlation(z: Tensor, mean: Tensor, log_var: Tensor, group_count: i
         raise InputError(f"partial_correlation: dataset_size {dataset_size} is smaller than the batch of {batch}")
     if group_count < 1 or latent_count % group_count:
         raise InputError(f"partial_correlation: {latent_count} latent dimensions do not divide into {group_count} groups")
-    value, *_ = _PartialCorrelation.apply(z[None], mean[None], log_var[None], group_count, dataset_size)
-    return value[0]  # type: ignore[no-any-return]
+    values: Tensor = _PartialCorrelation.apply(z[None], mean[None], log_var[None], group_count, dataset_size)[0]
+    return values[0]
 
 
 CHUNK_NUMBERS = 4 * 4 * 128**2
@@ -51,7 +51,7 @@ class _PartialCorrelation(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, value: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return *(value[:, None, None] * gradient for gradient in ctx.saved_tensors), None, None
 

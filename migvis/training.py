@@ -214,7 +214,7 @@ def _term_values(terms: Mapping[str, Term], shard: Shard, device: torch.device) 
     return dict(zip(terms, values.tolist(), strict=False))
 
 
-def _check_finite(name: str, pending: list[tuple[int, Tensor, Mapping[str, Term]]]) -> None:
+def check_finite(name: str, pending: list[tuple[int, Tensor, Mapping[str, Term]]]) -> None:
     """Raise FitError for the first of the pending (step, loss, terms) whose loss is not finite."""
     losses = torch.stack([loss for _, loss, _ in pending])
     if bool(losses.isfinite().all()):
@@ -276,7 +276,7 @@ def fit(
         pending.append((step, loss, {term: torch.as_tensor(value).detach() for term, value in terms.items()}))
         # Reading the loss waits for an accelerator, so there it is read only when something is to be written.
         if device.type == "cpu" or log or save:
-            _check_finite(name, pending)
+            check_finite(name, pending)
             pending = pending[-1:] if log else []
         state.optimizer.step(learning_rate * learning_rate_factor(step, steps, schedule))
         if state.averages and ema_decay is not None:

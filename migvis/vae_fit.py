@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from migvis import randomness
 from migvis.config import VAEConfig
 from migvis.errors import InputError
-from migvis.training import WHOLE, FitError, FitResult, Progress, Shard, fit
+from migvis.training import WHOLE, FitResult, Progress, Shard, check_finite, fit
 from migvis.vae import LossWeights, NeuralVAE, loss_weights, training_loss
 
 LOG_EVERY = 50
@@ -85,7 +85,8 @@ def fit_vaes(
 
     The K networks are stacked, and each step is one batched program (torch.func.vmap) on K batches: a small VAE's
     step is bound by the number of its operations, not by their size. They equal separate fits up to the rounding of
-    `precision`: 1e-6 of a weight in float32, some 1e-2 in bf16. The seconds of each are its share of the whole.
+    `precision`, which a fit amplifies: seen were up to 2e-4 of a weight in float32, 1e-2 in bf16. The seconds
+    of each are its share of the whole.
 
     names: what a FitError calls the K fits. Raises what `fit_vae` raises, and InputError unless
     `can_be_fitted_together`; a loss that is not finite ends all K.
@@ -116,8 +117,8 @@ def fit_vaes(
         if not finite:
             wrong = int((~losses.isfinite()).nonzero()[0])
             name = str(wrong) if names is None else names[wrong]
-            listed = ", ".join(f"{term} {float(value[wrong].detach()):.4g}" for term, value in terms.items())
-            raise FitError(f"fit vae {name}: the loss is {float(losses[wrong].detach())} at step {step} ({listed})")
+            own = {term: value[wrong].detach() for term, value in terms.items()}
+            check_finite(f"vae {name}", [(step, losses[wrong].detach(), own)])
         each = {"loss": losses, **terms}
         return total, {f"{term}/{index}": value[index] for index in range(len(vaes)) for term, value in each.items()}
 
@@ -162,11 +163,10 @@ class _Loss(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, *batch: Tensor | None, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        normalised, pose, category, noise = batch
-        assert normalised is not None
-        assert noise is not None
-        return training_loss(self.vae, normalised, pose, category, noise, **options)
+    def forward(self, batch: Mapping[str, Tensor], weights: LossWeights, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return training_loss(
+            self.vae, batch["normalised"], batch.get("pose"), batch.get("category"), batch["noise"], weights=weights, **options
+        )
 
 
 class _Stack(nn.Module):
@@ -186,17 +186,14 @@ class _Stack(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [K] and terms [K] each on the stimuli `samples` [K, b] with noise [K, b, D]."""
         options = {"dataset_size": data.count, "rows": data.rows, "shard": WHOLE, "with_pc": with_pc}
-        batch = data.take(samples)
-        present = [tensor is not None for tensor in batch]
+        named = zip(("normalised", "pose", "category", "noise"), (*data.take(samples), noise), strict=True)
+        batch = {name: tensor for name, tensor in named if tensor is not None}
 
-        def loss(parameters: dict[str, Tensor], own: LossWeights, noise: Tensor, *tensors: Tensor) -> Any:
-            given = iter(tensors)
-            whole = [next(given) if there else None for there in present]
-            return torch.func.functional_call(self._template[0], parameters, (*whole, noise), {**options, "weights": own})
+        def loss(parameters: dict[str, Tensor], batch: dict[str, Tensor], weights: LossWeights) -> Any:
+            return torch.func.functional_call(self._template[0], parameters, (batch, weights), options)
 
         parameters = dict(zip(self.names, self.weights, strict=True))
-        tensors = [tensor for tensor in batch if tensor is not None]
-        result: tuple[Tensor, dict[str, Tensor]] = torch.func.vmap(loss)(parameters, weights, noise, *tensors)
+        result: tuple[Tensor, dict[str, Tensor]] = torch.func.vmap(loss)(parameters, batch, weights)
         return result
 
     @torch.no_grad()
@@ -212,18 +209,18 @@ class _Stack(nn.Module):
 class _TrainingData:
     """Training stimuli as the loss reads them: normalised [n, N], pose [n, k] z-scored and category [n], or None."""
 
-    raw: Tensor
-    raw_pose: Tensor | None
     normalised: Tensor
     pose: Tensor | None
     category: Tensor | None
     category_count: int
     rows: int
     steps: int
+    statistics: Mapping[str, Tensor]
+    """The buffers of a NeuralVAE that these stimuli determine, by name."""
 
     @property
     def count(self) -> int:
-        return len(self.raw)
+        return len(self.normalised)
 
     def take(self, sample: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """normalised, pose and category of the stimuli `sample`, of any shape."""
@@ -239,13 +236,10 @@ class _TrainingData:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(randomness.derive_seed(seed, "vae", "weights"))
             pose_count = 0 if self.pose is None else self.pose.shape[1]
-            vae = NeuralVAE(config, self.raw.shape[1], pose_count, 0 if self.category is None else self.category_count)
-        vae = vae.to(self.raw.device, self.raw.dtype)
-        vae.response_mean.copy_(self.raw.mean(dim=0))
-        vae.response_scale.copy_(self.raw.std(dim=0, correction=0))
-        if self.raw_pose is not None:
-            vae.pose_mean.copy_(self.raw_pose.mean(dim=0))
-            vae.pose_scale.copy_(_spread(self.raw_pose))
+            vae = NeuralVAE(config, self.normalised.shape[1], pose_count, 0 if self.category is None else self.category_count)
+        vae = vae.to(self.normalised.device, self.normalised.dtype)
+        for name, value in self.statistics.items():
+            vae.get_buffer(name).copy_(value)
         return vae
 
     @torch.no_grad()
@@ -256,12 +250,6 @@ class _TrainingData:
         vae.latent_scale.copy_(vae.encode_normalised(self.normalised)[0].std(dim=0, correction=0))
 
 
-def _spread(labels: Tensor) -> Tensor:
-    """The sd of each label, 1 where it is constant."""
-    spread = labels.std(dim=0, correction=0)
-    return torch.where(spread > 0, spread, 1)
-
-
 def _training_data(
     responses: Tensor, pose: Tensor | None, category: Tensor | None, config: VAEConfig, category_count: int,
     device: torch.device | str,
@@ -270,20 +258,22 @@ def _training_data(
     _check(responses, pose, category, category_count)
     dtype = torch.float64 if responses.dtype == torch.float64 else torch.float32
     responses = responses.to(device, dtype)
-    normalised = (responses - responses.mean(dim=0)) / responses.std(dim=0, correction=0)
+    statistics = {"response_mean": responses.mean(dim=0), "response_scale": responses.std(dim=0, correction=0)}
     labels = None
     if pose is not None and _learns_pose(config):
         labels = (pose if config.pose_labels == "all" else pose[:, :ROTATION_COUNT]).to(device, dtype)
+        spread = labels.std(dim=0, correction=0)
+        statistics |= {"pose_mean": labels.mean(dim=0), "pose_scale": torch.where(spread > 0, spread, 1)}
+        labels = (labels - statistics["pose_mean"]) / statistics["pose_scale"]
     rows = min(config.batch_size, len(responses))
     return _TrainingData(
-        responses,
-        labels,
-        normalised,
-        None if labels is None else (labels - labels.mean(dim=0)) / _spread(labels),
-        category.to(device) if category is not None and _learns_category(config) else None,
-        category_count,
-        rows,
-        config.epochs * (len(responses) // rows),
+        normalised=(responses - statistics["response_mean"]) / statistics["response_scale"],
+        pose=labels,
+        category=category.to(device) if category is not None and _learns_category(config) else None,
+        category_count=category_count,
+        rows=rows,
+        steps=config.epochs * (len(responses) // rows),
+        statistics=statistics,
     )
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ class _Killed(Exception):
 
 
 @pytest.fixture
-def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], AbstractContextManager[None]]:
     """`with killed_after(steps, module):` a fit of that module that writes a checkpoint at every step, and ends in the
     step after `steps` as if killed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,12 @@ def test_standard_vaes_and_data_without_labels_are_fitted_together(stimuli: tupl
 
 
 def test_resumed_fit_of_many_is_bitwise_the_uninterrupted_one(
-    stimuli: tuple[Tensor, Tensor, Tensor], tmp_path: Path, killed_after: Callable[..., object]
+    stimuli: tuple[Tensor, Tensor, Tensor], tmp_path: Path, killed_after: Callable[[int, str], AbstractContextManager[None]]
 ) -> None:
     arguments = (*stimuli, CONFIGS, SEEDS)
     whole = fit_vaes(*arguments, category_count=3)
     checkpoint = tmp_path / "vaes.pt"
-    with killed_after(47, "migvis.vae_fit"):  # type: ignore[attr-defined]
+    with killed_after(47, "migvis.vae_fit"):
         fit_vaes(*arguments, category_count=3, checkpoint=checkpoint)
     resumed = fit_vaes(*arguments, category_count=3, checkpoint=checkpoint)
     for (vae, result), (expected, uninterrupted) in zip(resumed, whole, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_seeds_of_a_trial_are_fitted_together_as_each_alone(data: Path, tmp_path
 
 
 def test_a_killed_fit_of_several_is_resumed_by_the_same_set_only(
-    data: Path, tmp_path: Path, killed_after: Callable[..., object]
+    data: Path, tmp_path: Path, killed_after: Callable[[int, str], AbstractContextManager[None]]
 ) -> None:
     stages = Stages(data, load_dataset(data).digest, TINY, 0, threads=1)
     store, reference = (StageStore(tmp_path / name) for name in ("store", "reference"))
@@ -77,7 +78,7 @@ def test_a_killed_fit_of_several_is_resumed_by_the_same_set_only(
     first = min(pair, key=lambda stage: stage.key)
     # Another partner for the one whose scratch folder holds the checkpoint, which stays first.
     other = next(stage for seed in range(2, 100) if (stage := stages.vae("M1", seed)).key > first.key)
-    with killed_after(2, "migvis.vae_fit"):  # type: ignore[attr-defined]
+    with killed_after(2, "migvis.vae_fit"):
         ensure_together(pair, store)
     assert list(store.scratch(first.kind, first.key).glob("vaes-*.pt"))
     ensure_together([first, other], store)
