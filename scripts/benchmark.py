@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in result.figures.items():
         print(f"{name}: {value:.4g}")
     print(machine())
-    print(json.dumps({"benchmark": arguments.name, "ratio": rows[0]["ratio"], "rows": rows, **result.figures}))
+    ratio = rows[0]["ratio"] if result.ratio is None else result.ratio
+    print(json.dumps({"benchmark": arguments.name, "ratio": ratio, "rows": rows, **result.figures}))
     return 0
 
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from migvis.errors import InputError
+from tune.reuse_sampler import OBSERVED, observed
+from tune.samplers import sampler_by_number
 from tune.selection import Candidate, clipped
 from tune.space import SearchSpace
+from tune.study_config import SamplerName
 from tune.trial_result import TrialResult
 
 CONSTRAINT = "neural_r2"
@@ -55,25 +56,6 @@ class TrialRecord:
     seconds: float | None
 
 
-class RoundingSampler(optuna.samplers.TPESampler):
-    """Optuna's multivariate TPE whose values are rounded as the space rounds them, so the database holds what ran."""
-
-    def __init__(self, space: SearchSpace, *, seed: int, startup_trials: int) -> None:
-        super().__init__(multivariate=True, n_startup_trials=startup_trials, seed=seed)
-        self._space = space
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._space.rounded(super().sample_relative(study, trial, search_space))
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        value = super().sample_independent(study, trial, param_name, param_distribution)
-        return self._space.rounded({param_name: value})[param_name]
-
-
 class Ledger:
     """Proposes trials and records their results; everything it says is read from the database.
 
@@ -94,12 +76,16 @@ class Ledger:
         seed: int,
         trials: int,
         startup_trials: int,
+        sampler: SamplerName = "reuse",
         start: dict[str, Any],
         retries: int = 2,
         recover: Callable[[int, dict[str, Any]], TrialResult | None] = lambda number, params: None,
     ) -> None:
         self.space, self.objectives, self.seed, self.trials = space, tuple(objectives), seed, trials
-        self._startup_trials, self._start, self._retries = startup_trials, start, retries
+        self._start, self._retries = start, retries
+        self._sampler = sampler_by_number(
+            sampler, space.distributions(), self.objectives, seed=seed, startup_trials=startup_trials, rounded=space.rounded
+        )
         self._live: dict[int, tuple[Trial, int]] = {}
         self.given_up: list[str] = []
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -176,8 +162,7 @@ class Ledger:
         if not waiting and number == 0:
             # With its number at once: it may be met WAITING by a later driver.
             self.study.enqueue_trial(self._start, user_attrs={"number": 0, "attempt": 0})
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        self.study.sampler = RoundingSampler(self.space, seed=seed, startup_trials=self._startup_trials)
+        self.study.sampler = self._sampler(number)
         trial = self.study.ask()
         params = self._suggest(trial)
         attempt = trial.user_attrs.get("attempt", 0)
@@ -201,6 +186,7 @@ class Ledger:
         if problem is not None:
             return self.fail(number, problem)
         trial.set_user_attr("result", result.to_json())
+        trial.set_user_attr(OBSERVED, observed(result.metrics, self.objectives, result.seconds))
         if result.constraint is not None and CONSTRAINT not in trial.constraints:
             trial.set_constraint(CONSTRAINT, result.constraint)
         del self._live[number]

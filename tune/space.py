@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from migvis.config import Configuration
 from migvis.errors import InputError
@@ -93,17 +94,28 @@ class SearchSpace:
         space.start(config.configuration)
         return space
 
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The six as Optuna knows them."""
+        low, high = self.edit_step
+        return {
+            "pc_weight": FloatDistribution(*self.pc_weight, log=True),
+            "group_count": IntDistribution(*self.group_count),
+            "group_rank": IntDistribution(*self.group_rank),
+            "infonce_batch": CategoricalDistribution(self.infonce_batch),
+            "edit_step": FloatDistribution(low, high, step=EDIT_STEP_GRID),
+            "guidance_scale": FloatDistribution(*self.guidance_scale, log=True),
+        }
+
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """The six values of an Optuna trial, rounded."""
-        low, high = self.edit_step
-        values = {
-            "pc_weight": trial.suggest_float("pc_weight", *self.pc_weight, log=True),
-            "group_count": trial.suggest_int("group_count", *self.group_count),
-            "group_rank": trial.suggest_int("group_rank", *self.group_rank),
-            "infonce_batch": trial.suggest_categorical("infonce_batch", self.infonce_batch),
-            "edit_step": trial.suggest_float("edit_step", low, high, step=EDIT_STEP_GRID),
-            "guidance_scale": trial.suggest_float("guidance_scale", *self.guidance_scale, log=True),
-        }
+        values: dict[str, Any] = {}
+        for name, one in self.distributions().items():
+            if isinstance(one, CategoricalDistribution):
+                values[name] = trial.suggest_categorical(name, one.choices)
+            elif isinstance(one, IntDistribution):
+                values[name] = trial.suggest_int(name, one.low, one.high)
+            elif isinstance(one, FloatDistribution):
+                values[name] = trial.suggest_float(name, one.low, one.high, step=one.step, log=one.log)
         return self.rounded(values)
 
     def rounded(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from migvis.config import MAX_EDIT_STEP, PRESETS, Configuration, Count, NonNegative, Section
 from migvis.errors import InputError
+
+SamplerName = Literal["reuse", "tpe", "nsga2", "random"]
 
 
 class SearchConfig(Section):
@@ -25,7 +27,8 @@ class SearchConfig(Section):
     trials: Count = Field(100, description="trials in all, finished or ended by the gate")
     seeds_per_trial: Count = Field(5, description="fits per trial, each with a seed of its own")
     final_seeds: Count = Field(5, description="fits of the selected configuration in the final stage")
-    startup_trials: Count = Field(10, description="trials before the sampler learns from earlier ones")
+    sampler: SamplerName = Field("reuse", description="what proposes trials: reuse, tpe, nsga2 or random")
+    startup_trials: Count = Field(10, description="random trials before tpe learns; the population of nsga2")
     r2_margin: NonNegative = Field(0.03, description="neural_r2 that a trial may lose against the standard VAE")
     concurrent_trials: Count = Field(1, description="trials at once; the study is deterministic with 1 only")
     threads_per_trial: Count = Field(2, description="CPU threads of one trial")

@@ -58,6 +58,7 @@ class StudyRun:
             seed=context.seed,
             trials=search.trials,
             startup_trials=search.startup_trials,
+            sampler=search.sampler,
             start=self.space.start(self.config.configuration),
             retries=search.retries,
             recover=lambda number, params: stored_result(context.folder, number, params),

@@ -32,10 +32,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """The rows, of which the first is the benchmark's own figure, and any further figures by name."""
+    """The rows and any further figures by name. ratio: the benchmark's own figure (none: that of the first row)."""
 
     rows: Sequence[Row]
     figures: Mapping[str, float] = field(default_factory=dict)
+    ratio: float | None = None
 
 
 def interleaved(ways: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, float]:

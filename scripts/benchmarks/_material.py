@@ -8,6 +8,7 @@ from pathlib import Path
 from migvis.config import PRESETS, Configuration
 from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
+from tune.factorial import FactorialTable
 
 SMALL_STIMULI = 160
 
@@ -32,3 +33,8 @@ def synthetic(config: Configuration) -> Dataset:
     """The synthetic data set that a configuration describes."""
     with tempfile.TemporaryDirectory() as folder:
         return load_dataset(make_synthetic(config.data, Path(folder) / "set.h5"))
+
+
+def factorial() -> FactorialTable:
+    """The evaluated configurations of the quick preset."""
+    return FactorialTable.load(Path(__file__).parent / "factorial.json")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tune.factorial import FactorialTable, Row
 from tune.ray_session import prepare_ray_environment
 
 # Before any test imports ray, which reads some of it once.
@@ -113,3 +116,33 @@ def driver_script(storage) -> Path:
     path = storage / "driver.py"
     path.write_text(SCIENCE + "\nfrom tune.run import main\nsys.exit(main(sys.argv[1:], hooks))\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def table() -> FactorialTable:
+    """A table of invented values over a grid like that of the quick preset's, for what does not depend on them."""
+    grid: dict[str, tuple[Any, ...]] = {
+        "pc_weight": (5e-5, 1e-3, 1e-2),
+        "group_count": (2, 4),
+        "group_rank": (3, 6),
+        "infonce_batch": (32, 64, 128),
+        "edit_step": (0.6, 0.75, 0.9),
+        "guidance_scale": (5.0, 20.0, 80.0),
+    }
+    costs = {"denoiser": 250.0, "trajectory": 20.0, "instruments": 25.0, "vae": 5.0, "standard_vae": 2.0, "representation": 1.0}
+    costs |= {"critic": 9.0, "synthesis": 10.0, "evaluation": 4.0}
+    rows = []
+    for values in product(*grid.values()):
+        params = dict(zip(grid, values, strict=True))
+        beta, groups, rank, batch, step, scale = values
+        vae = f"{beta:g}-{groups}-{rank}"
+        keys = {"vae": vae, "standard_vae": f"{groups * rank}", "representation": vae}
+        metrics = {"neural_r2": 0.95 - 10 * beta}
+        constraint = 0.9 - metrics["neural_r2"]
+        if constraint <= 0:
+            edits = f"{vae}-{batch}-{step:g}-{scale:g}"
+            keys |= {"denoiser": "0", "trajectory": "0", "instruments": "0", "critic": f"{vae}-{batch}"}
+            keys |= {"synthesis": edits, "evaluation": edits}
+            metrics |= {"group_mig": 1 / rank, "selectivity": step / groups, "realism": 1 / (1 + scale / 100)}
+        rows.append(Row(params, metrics, constraint, tuple(keys.items())))
+    return FactorialTable(grid, tuple(rows), {(kind, key): costs[kind] for row in rows for kind, key in row.stages})

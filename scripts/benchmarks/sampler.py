@@ -1,0 +1,124 @@
+"""Seconds until a search is as good as TPE's in the end: on a table of 324 evaluated configurations, with the same stage store.
+
+Every sampler proposes on the table's grid, stages cost what they cost when the table was made, and what is built once is reused
+by all samplers alike. 20 seeds; the reference point of the hypervolume is fixed in tune/hypervolume.py. TPE's own seconds are
+those until it first had what it has in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+
+import optuna
+from scipy.stats import binom
+
+from benchmarks._frame import Options, Result, Row
+from benchmarks._material import factorial
+from tune.factorial import FactorialTable
+from tune.reuse_sampler import LEVELS
+from tune.samplers import sampler_by_number
+from tune.selection import OBJECTIVES
+from tune.simulator import Ended, distributions, simulate
+from tune.study_config import SamplerName
+
+SEEDS = 20
+TRIALS = (50, 12, 25, 100)
+"""Trials of TPE, whose end is to be reached: the benchmark's own figure first, the others beside it."""
+STARTUP = 10
+"""Random trials before TPE learns, as in Optuna's own default."""
+LONGEST = 10.0
+"""A search that is not there after so many times TPE's seconds is ended; its ratio counts as this one's inverse."""
+
+
+class GriddedSampler(optuna.samplers.RandomSampler):
+    """Random search for pipelines: each VAE is followed by some critics, and each of those by some edits, before the next."""
+
+    CRITICS, EDITS = 2, 3
+
+    def __init__(self, names: Sequence[Sequence[str]], seed: int) -> None:
+        super().__init__(seed=seed)
+        self._level = {name: level for level, level_names in enumerate(names) for name in level_names}
+        self._last: dict[str, int] = {}
+
+    def sample_independent(self, study: optuna.Study, trial: optuna.trial.FrozenTrial, name: str, distribution: object) -> int:
+        kept = {0: trial.number % (self.CRITICS * self.EDITS), 1: trial.number % self.EDITS, 2: 0}[self._level[name]]
+        if not kept or name not in self._last:
+            self._last[name] = super().sample_independent(study, trial, name, distribution)
+        return self._last[name]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Seconds that the samplers took to what TPE had in the end, by seed; TPE's own first."""
+
+    tpe: list[float]
+    other: dict[str, list[float]]
+
+    def ratios(self, name: str) -> list[float]:
+        """TPE's seconds over those of `name`, by seed."""
+        return [base / own for base, own in zip(self.tpe, self.other[name], strict=True)]
+
+
+def lower_bound(values: Sequence[float]) -> float:
+    """Lower end of the two-sided 95 % interval of the median, by order statistics: no distribution is assumed."""
+    rank = int(binom.ppf(0.025, len(values), 0.5))
+    return sorted(values)[max(rank - 1, 0)]
+
+
+def searches(table: FactorialTable, seed: int) -> dict[str, Callable[[], Iterator[Ended]]]:
+    """A search by each sampler, by name."""
+
+    def by_name(name: SamplerName) -> Iterator[Ended]:
+        make = sampler_by_number(name, distributions(table), OBJECTIVES, seed=seed, startup_trials=STARTUP)
+        return simulate(table, make(0))
+
+    return {
+        "reuse": lambda: by_name("reuse"),
+        "tpe": lambda: by_name("tpe"),
+        "nsga2": lambda: by_name("nsga2"),
+        "gridded random": lambda: simulate(table, GriddedSampler(LEVELS, seed)),
+        "random": lambda: by_name("random"),
+    }
+
+
+def reach(search: Iterator[Ended], goal: float, longest: float) -> float:
+    """Seconds until the search has the hypervolume `goal`, at most `longest`."""
+    for trial in search:
+        if trial.hypervolume >= goal - 1e-12 or trial.seconds > longest:
+            return min(trial.seconds, longest)
+    raise AssertionError("a search does not end")
+
+
+def compare(table: FactorialTable, trials: int, seeds: int) -> Searched:
+    """All samplers against TPE's `trials` trials."""
+    tpe: list[float] = []
+    other: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        ways = searches(table, seed)
+        history = list(islice(ways.pop("tpe")(), trials))
+        goal = history[-1].hypervolume
+        tpe.append(next(trial.seconds for trial in history if trial.hypervolume >= goal - 1e-12))
+        for name, search in ways.items():
+            other.setdefault(name, []).append(reach(search(), goal, LONGEST * history[-1].seconds))
+    return Searched(tpe, other)
+
+
+def run(options: Options) -> Result:
+    """Rows: each sampler against TPE of 50 trials, then the reuse-aware one against TPE of 12, 25 and 100; medians over seeds."""
+    import torch
+
+    torch.set_num_threads(1)
+    table = factorial()
+    rows, figures = [], {}
+    for trials in TRIALS[:1] if options.small else TRIALS:
+        searched = compare(table, 12 if options.small else trials, 2 if options.small else SEEDS)
+        names = list(searched.other) if trials == TRIALS[0] else ["reuse"]
+        for name in names:
+            label = f"{name}, to TPE's end of {trials} trials"
+            rows.append(Row(label, median(searched.other[name]), median(searched.tpe)))
+            figures[f"median ratio, {label}"] = median(searched.ratios(name))
+            figures[f"its lower 95 % bound, {label}"] = lower_bound(searched.ratios(name))
+    return Result(rows, figures, ratio=figures[f"median ratio, {rows[0].name}"])

@@ -1,0 +1,275 @@
+"""A sampler that knows the stage graph: what is built already costs nothing, and what it told is known.
+
+Every proposal branches somewhere: at the VAE (all is fitted anew), at the critic (a VAE that exists), or at the synthesis (a VAE
+and a critic that exist). Candidates of all three kinds are compared by the hypervolume that they are expected to add per second
+that they are expected to cost: P(gate) · E[gain] / (seconds of the VAE + P(gate) · seconds of the rest), what exists at 0.
+An objective that is measured on the VAE alone is not guessed for a VAE that exists, nor is whether it passes the gate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+from scipy.special import ndtr
+
+from tune.gaussian_process import Hyperparameters, fit_hyperparameters, predict
+from tune.hypervolume import expected_improvement
+from tune.unit_cube import Axis
+
+Values = NDArray[np.float64]
+Params = Mapping[str, Any]
+
+OBSERVED = "observed"
+"""User attribute of a finished trial: {"values": raw objectives by name, "seconds": of what it built, by level}."""
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("pc_weight", "group_count", "group_rank"),
+    ("infonce_batch",),
+    ("edit_step", "guidance_scale"),
+)
+"""The hyperparameters that are first read by the VAE, by the critic and by the synthesis."""
+LEVEL_OF_KIND = {"vae": 0, "standard_vae": 0, "representation": 0, "critic": 1, "synthesis": 2, "evaluation": 2}
+LEVEL_OF_OBJECTIVE = {"neural_r2": 0, "group_mig": 0, "selectivity": 2, "realism": 2}
+"""The level after which each is known."""
+_FRESH, _BRANCHES, _NEAR = 256, 256, 128
+"""Candidates: all new, branches from what exists, and neighbours of the best."""
+_STEP = 0.15
+"""Size of a neighbour's change, in units of the range."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that ended: its parameters, raw objectives (none: ended by the gate), constraint, and seconds by level."""
+
+    params: Params
+    values: tuple[float, ...] | None
+    constraint: float | None
+    seconds: Mapping[int, float]
+
+
+def observed(metrics: Mapping[str, float], objectives: Sequence[str], seconds_by_kind: Mapping[str, float]) -> dict[str, Any]:
+    """What OBSERVED holds of a trial's metrics and of the seconds of the stages that it built."""
+    seconds: dict[str, float] = {}
+    for kind, value in seconds_by_kind.items():
+        if kind in LEVEL_OF_KIND:
+            level = str(LEVEL_OF_KIND[kind])
+            seconds[level] = seconds.get(level, 0.0) + value
+    return {"values": {name: metrics[name] for name in objectives if name in metrics}, "seconds": seconds}
+
+
+class ReuseSampler(optuna.samplers.BaseSampler):
+    """Proposes what adds most hypervolume per second; see the module.
+
+    distributions: of all hyperparameters. objectives: their names, in the study's order. rounded: values as they are used, so
+    that it sees which stages they share. It learns from the first complete trial on: more random ones would pay for VAEs and
+    critics that nothing speaks for. A proposal depends on the seed and on what the study holds, and on nothing else.
+    """
+
+    def __init__(
+        self,
+        distributions: Mapping[str, BaseDistribution],
+        objectives: Sequence[str],
+        *,
+        seed: int,
+        rounded: Callable[[Params], dict[str, Any]] = dict,
+    ) -> None:
+        self._seed = seed
+        self._distributions, self._objectives = dict(distributions), tuple(objectives)
+        self._axes = {name: Axis(one) for name, one in distributions.items()}
+        self._rounded = rounded
+        self._fitted: dict[str, tuple[int, Hyperparameters]] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = Axis(param_distribution).value(float(np.random.default_rng([self._seed, trial.number]).random()))
+        return self._rounded({param_name: value})[param_name]
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+        finished = [_finished(one, self._objectives) for one in trials if one.state != TrialState.RUNNING]
+        running = [
+            one.params
+            for one in trials
+            if one.state == TrialState.RUNNING and one.number != trial.number and one.params.keys() >= self._distributions.keys()
+        ]
+        # Not by Optuna's numbers, which count failed attempts: a study that was resumed proposes what it would have.
+        generator = np.random.default_rng([self._seed, len(finished) + len(running)])
+        if all(one.values is None for one in finished):
+            return self._random(generator, {})
+        return self._best(finished, running, generator)
+
+    def _random(self, generator: np.random.Generator, fixed: Params) -> dict[str, Any]:
+        """A random configuration with the values in `fixed`."""
+        values = {name: axis.value(float(generator.random())) for name, axis in self._axes.items()}
+        return {**self._rounded(values), **{name: fixed[name] for name in fixed}}
+
+    def _best(self, finished: list[Finished], running: Sequence[Params], generator: np.random.Generator) -> dict[str, Any]:
+        candidates = self._candidates(finished, running, generator)
+        if not candidates:
+            return self._random(generator, {})
+        mean, sd, passes = self._predictions(finished, running, candidates)
+        front = np.array([one.values for one in finished if one.values is not None]).reshape(-1, len(self._objectives))
+        gain = expected_improvement(mean, sd, front)
+        seconds = self._seconds(finished, running, candidates)
+        cost = seconds[0] + passes * (seconds[1] + seconds[2])
+        score = passes * gain / np.maximum(cost, 1e-6)
+        # Where nothing is expected any more, the least known for its cost.
+        if score.max() <= 1e-12:
+            score = passes * sd.sum(axis=1) / np.maximum(cost, 1e-6)
+        return candidates[int(score.argmax())]
+
+    def _candidates(
+        self, finished: list[Finished], running: Sequence[Params], generator: np.random.Generator
+    ) -> list[dict[str, Any]]:
+        """Distinct configurations that were not tried: new ones, branches from what exists, neighbours of the best."""
+        tried = [one.params for one in finished] + list(running)
+        refused = {prefix(one.params, 0) for one in finished if one.values is None}
+        alive = [params for params in tried if prefix(params, 0) not in refused]
+        found = [self._random(generator, {}) for _ in range(_FRESH)]
+        for level in (0, 1):
+            stems = list({prefix(params, level): params for params in alive}.values())
+            for stem in stems:
+                fixed = {name: stem[name] for names in LEVELS[: level + 1] for name in names}
+                found += [self._random(generator, fixed) for _ in range(max(4, _BRANCHES // len(stems)))]
+        best = [one.params for one in finished if one.values is not None]
+        best = sorted(best, key=lambda params: -self._rank(params, finished))[:8]
+        found += [self._neighbour(params, generator) for params in best for _ in range(_NEAR // len(best))]
+        last = len(LEVELS) - 1
+        known = {prefix(params, last) for params in tried}
+        distinct = {prefix(params, last): params for params in found if prefix(params, 0) not in refused}
+        return [params for name, params in distinct.items() if name not in known]
+
+    @staticmethod
+    def _rank(params: Params, finished: list[Finished]) -> float:
+        """Sum of the objectives of a trial, each counted in [0, 1]."""
+        return max(sum(np.clip(one.values, 0, 1)) for one in finished if one.params is params and one.values is not None)
+
+    def _neighbour(self, params: Params, generator: np.random.Generator) -> dict[str, Any]:
+        """Some of the values changed a little."""
+        values = dict(params)
+        for name, axis in self._axes.items():
+            if generator.random() < 0.5:
+                values[name] = axis.value(min(max(axis.place(values[name]) + _STEP * generator.normal(), 0.0), 1.0))
+        return self._rounded(values)
+
+    def _unit(self, params: Sequence[Params], levels: int) -> Values:
+        """Coordinates in [0, 1] of the hyperparameters of the first `levels` levels, [n, …]."""
+        names = [name for level in LEVELS[:levels] for name in level]
+        return np.array([[self._axes[name].place(one[name]) for name in names] for one in params])
+
+    def _predictions(
+        self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]
+    ) -> tuple[Values, Values, Values]:
+        """Mean and sd [c, objectives] of the raw objectives, and the probability [c] to pass the gate.
+
+        Trials under way count as if they had ended as expected, so that several at once spread out.
+        """
+        complete = [one for one in finished if one.values is not None]
+        mean, sd = np.zeros((len(candidates), len(self._objectives))), np.ones((len(candidates), len(self._objectives)))
+        for number, name in enumerate(self._objectives):
+            values = [one.values[number] for one in complete if one.values is not None]
+            level = LEVEL_OF_OBJECTIVE.get(name, len(LEVELS) - 1)
+            mean[:, number], sd[:, number] = self._predict(
+                name, level, [one.params for one in complete], values, running, candidates
+            )
+        judged = [one for one in finished if one.constraint is not None]
+        short = [one.constraint for one in judged if one.constraint is not None]
+        if not judged:
+            return mean, sd, np.ones(len(candidates))
+        centre, spread = self._predict("constraint", 0, [one.params for one in judged], short, running, candidates)
+        return mean, sd, np.asarray(ndtr(-centre / np.maximum(spread, 1e-12)))
+
+    def _predict(
+        self,
+        name: str,
+        level: int,
+        params: list[Params],
+        values: list[float],
+        running: Sequence[Params],
+        candidates: list[dict[str, Any]],
+    ) -> tuple[Values, Values]:
+        """Mean and sd [c] of what is known after a level: exact where the stages of that level exist."""
+        known = {prefix(one, level): (one, value) for one, value in zip(params, values, strict=True)}
+        if not known:
+            return np.zeros(len(candidates)) + 0.5, np.ones(len(candidates))
+        inputs = self._unit([one for one, _ in known.values()], level + 1)
+        targets = np.array([value for _, value in known.values()])
+        at = self._unit(candidates, level + 1)
+        parameters = self._hyperparameters(name, inputs, targets)
+        pending = [one for one in running if prefix(one, level) not in known]
+        if pending:
+            guessed, _ = predict(inputs, targets, parameters, self._unit(pending, level + 1))
+            inputs, targets = np.vstack([inputs, self._unit(pending, level + 1)]), np.concatenate([targets, guessed])
+        mean, sd = predict(inputs, targets, parameters, at)
+        for row, candidate in enumerate(candidates):
+            exact = known.get(prefix(candidate, level))
+            if exact is not None:
+                mean[row], sd[row] = exact[1], 0.0
+        return mean, sd
+
+    def _hyperparameters(self, name: str, inputs: Values, targets: Values) -> Hyperparameters:
+        """Fitted anew whenever there is a quarter more to fit them to, always to the first so many: so their cost stays small."""
+        count = milestone(len(targets))
+        if self._fitted.get(name, (0, None))[0] != count:
+            self._fitted[name] = (count, fit_hyperparameters(inputs[:count], targets[:count]))
+        return self._fitted[name][1]
+
+    def _seconds(self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]) -> list[Values]:
+        """Expected seconds [c] of each level, 0 for what exists or is being built."""
+        tried = [one.params for one in finished] + list(running)
+        result = []
+        for level in range(len(LEVELS)):
+            cost = self._cost_of(level, finished, candidates)
+            exists = {prefix(params, level) for params in tried}
+            cost[[prefix(candidate, level) in exists for candidate in candidates]] = 0.0
+            result.append(cost)
+        return result
+
+    def _cost_of(self, level: int, finished: list[Finished], candidates: list[dict[str, Any]]) -> Values:
+        """Seconds [c] of building a level, by a ridge regression of their logarithm on its hyperparameters."""
+        paid = [one for one in finished if one.seconds.get(level, 0.0) > 0]
+        if not paid:
+            return np.ones(len(candidates))
+        logs = np.log([one.seconds[level] for one in paid])
+        inputs, at = self._unit([one.params for one in paid], level + 1), self._unit(candidates, level + 1)
+        middle = inputs.mean(axis=0)
+        inputs, at = inputs - middle, at - middle
+        slope = np.linalg.solve(inputs.T @ inputs + np.eye(inputs.shape[1]), inputs.T @ (logs - logs.mean()))
+        return np.asarray(np.exp(logs.mean() + at @ slope))
+
+
+def prefix(params: Params, level: int) -> tuple[Any, ...]:
+    """What decides the stages up to a level, so that configurations with equal prefixes share them."""
+    return tuple(params[name] for names in LEVELS[: level + 1] for name in names)
+
+
+def milestone(count: int) -> int:
+    """The largest number of a series that grows by a quarter (1 … 8, 10, 12, 15, …) and is at most `count` ≥ 1."""
+    reached = 1
+    while (following := max(reached + 1, math.floor(1.25 * reached))) <= count:
+        reached = following
+    return reached
+
+
+def _finished(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:
+    known = trial.user_attrs.get(OBSERVED, {})
+    raw = known.get("values", {})
+    values = None
+    if trial.state == TrialState.COMPLETE:
+        values = tuple(raw.get(name, value) for name, value in zip(objectives, trial.values, strict=True))
+    constraint = next(iter(trial.constraints.values()), None)
+    seconds = {int(level): cost for level, cost in known.get("seconds", {}).items()}
+    return Finished(trial.params, values, constraint, seconds)

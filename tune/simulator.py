@@ -1,0 +1,95 @@
+"""A search on paper: any Optuna sampler over a factorial table, with the seconds that its stages would cost on some machines.
+
+Trials start and end in simulated time, so a study of a thousand trials on 64 machines takes seconds to try.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.trial import Trial, TrialState
+
+from tune.factorial import FactorialTable, Row, StageName
+from tune.hypervolume import hypervolume
+from tune.reuse_sampler import OBSERVED, observed
+from tune.selection import OBJECTIVES, clipped
+
+STUDY_KINDS = frozenset({"denoiser", "pool", "embeddings", "instruments", "trajectory"})
+"""Kinds of the stages that all trials share; they are built before the first one."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A simulated trial: when it ended, in seconds from the first one's start; hypervolume of all that ended until then."""
+
+    seconds: float
+    row: Row
+    hypervolume: float
+
+
+def distributions(table: FactorialTable) -> dict[str, IntDistribution]:
+    """The grid as samplers see it: the places of a hyperparameter's values, in their order."""
+    return {name: IntDistribution(0, len(values) - 1) for name, values in table.grid.items()}
+
+
+def simulate(
+    table: FactorialTable,
+    sampler: optuna.samplers.BaseSampler,
+    *,
+    machines: int = 1,
+    reused: Callable[[str], bool] = lambda kind: True,
+) -> Iterator[Ended]:
+    """An endless search; yields trials in the order in which they end.
+
+    machines: trials at once. reused: whether stages of a kind are kept for
+    later trials; those of a kind that is not are built by every trial anew. A stage that another trial builds is waited for.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=["maximize"] * len(OBJECTIVES), sampler=sampler)
+    rows = {tuple(row.params[name] for name in table.grid): row for row in table.rows}
+    ready: dict[StageName, float] = {stage: 0.0 for row in table.rows for stage in row.stages if stage[0] in STUDY_KINDS}
+    points: list[tuple[float, ...]] = []
+    under_way: list[tuple[float, int, Trial, Row]] = []
+    number, now, total = 0, 0.0, 0.0
+    while True:
+        while len(under_way) < machines:
+            trial = study.ask()
+            row = rows[
+                tuple(table.grid[name][trial.suggest_int(name, one.low, one.high)] for name, one in distributions(table).items())
+            ]
+            end, spent = _run(table, row, now, ready, reused)
+            trial.set_user_attr(OBSERVED, observed(row.metrics, OBJECTIVES, spent))
+            heapq.heappush(under_way, (end, number, trial, row))
+            number += 1
+        now, _, trial, row = heapq.heappop(under_way)
+        trial.set_constraint("neural_r2", row.constraint)
+        values = None if row.pruned else clipped(row.metrics, OBJECTIVES)
+        if values is None:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, list(values))
+            if values not in points:
+                points.append(values)
+                total = hypervolume(np.array(points))
+        yield Ended(now, row, total)
+
+
+def _run(
+    table: FactorialTable, row: Row, start: float, ready: dict[StageName, float], reused: Callable[[str], bool]
+) -> tuple[float, dict[str, float]]:
+    """When a trial that starts at `start` ends, and the seconds of what it builds, by kind. Updates when stages are ready."""
+    now, spent = start, dict[str, float]()
+    for stage in row.stages:
+        if stage in ready:
+            now = max(now, ready[stage])
+            continue
+        cost = table.seconds[stage]
+        now, spent[stage[0]] = now + cost, cost
+        if reused(stage[0]):
+            ready[stage] = now
+    return now, spent
