@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", choices=list(known), metavar="NAME", help=", ".join(known))
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice, one per core)")
     parser.add_argument("--small", action="store_true", help="the tiniest variant: shows that it runs, and nothing about speed")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="for benchmark-NAME.png of those that draw (default: here)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.threads is not None and arguments.threads < 1:
         parser.error(f"--threads: at least 1, got {arguments.threads}")
@@ -67,10 +70,17 @@ def main(argv: list[str] | None = None) -> int:
     import torch
     from benchmarks._frame import Options
 
+    from migvis.errors import InputError
+
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    options = Options(arguments.small, torch.get_num_threads())
-    result = importlib.import_module(f"benchmarks.{arguments.name}").run(options)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    options = Options(arguments.small, torch.get_num_threads(), arguments.out)
+    try:
+        result = importlib.import_module(f"benchmarks.{arguments.name}").run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     rows = [
         {"name": row.name, "seconds": row.seconds, "baseline_seconds": row.baseline_seconds, "ratio": row.ratio}
         for row in result.rows
@@ -78,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     print(table(rows))
     for name, value in result.figures.items():
         print(f"{name}: {value:.4g}")
+    for path in result.pictures:
+        print(f"picture: {path}")
     print(machine())
     ratio = rows[0]["ratio"] if result.ratio is None else result.ratio
     print(json.dumps({"benchmark": arguments.name, "ratio": ratio, "rows": rows, **result.figures}))

@@ -43,17 +43,28 @@ class Proposal:
 class TrialRecord:
     """The latest attempt of a proposal. state: "COMPLETE", "PRUNED", "FAIL", "RUNNING" or "WAITING".
 
+    result_json: the result of a finished trial, as the database has it: most of what reads records never needs it parsed.
     error: how this attempt, or the one before it, failed.
     """
 
     number: int
     state: str
     params: dict[str, Any]
-    result: TrialResult | None
+    result_json: str | None
     constraint: float | None
     attempt: int
     error: str | None
     seconds: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return self.result_json is not None
+
+    def result(self) -> TrialResult:
+        """The result of a finished trial, parsed at every call, so that none of those of a long study stays in memory."""
+        assert self.result_json is not None
+        return TrialResult.from_json(self.result_json)
 
 
 class Ledger:
@@ -94,6 +105,8 @@ class Ledger:
             storage=storage, study_name=name, directions=["maximize"] * len(self.objectives), load_if_exists=True
         )
         self._check_identity({**identity, "objectives": list(self.objectives), "search_space": space.ranges()})
+        # Read once: the database hands them out all together only, and nobody else writes to a study that is locked.
+        self._remembered = dict(self.study.user_attrs)
         self._recover(recover)
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
@@ -156,8 +169,9 @@ class Ledger:
         """The next trial, marked RUNNING; None while those in flight may still cover what is missing."""
         if self.finished_count() + self.in_flight >= self.trials:
             return None
-        known = [frozen.user_attrs.get("number", -1) for frozen in self.study.get_trials(deepcopy=False)]
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = [frozen for frozen in trials if frozen.state == TrialState.WAITING]
+        known = (frozen.user_attrs.get("number", -1) for frozen in trials)
         number = waiting[0].user_attrs["number"] if waiting else max(known, default=-1) + 1
         if not waiting and number == 0:
             # With its number at once: it may be met WAITING by a later driver.
@@ -218,40 +232,48 @@ class Ledger:
         self._end(number, message, again=again, count=True)
         return TrialState.FAIL.name
 
-    def records(self) -> list[TrialRecord]:
-        """Every proposal once, by number: its finished attempt, or the latest one."""
+    def _latest(self) -> dict[int, FrozenTrial]:
+        """Of every proposal its finished attempt, or the latest one."""
         latest: dict[int, FrozenTrial] = {}
         for frozen in self.study.get_trials(deepcopy=False):
             number = frozen.user_attrs.get("number")
             if number is not None and (number not in latest or latest[number].state not in _FINISHED):
                 latest[number] = frozen
-        return [_record(number, latest[number]) for number in sorted(latest)]
+        return latest
+
+    def records(self) -> list[TrialRecord]:
+        """Every proposal once, by number: its finished attempt, or the latest one."""
+        return [_record(number, frozen) for number, frozen in sorted(self._latest().items(), key=lambda item: item[0])]
+
+    def record(self, number: int) -> TrialRecord:
+        """One of `records`."""
+        return _record(number, self._latest()[number])
 
     def candidates(self) -> list[Candidate]:
         """The finished trials, for tune.selection."""
         return [
-            Candidate(record.number, record.params, record.result.metrics, record.constraint)
+            Candidate(record.number, record.params, record.result().metrics, record.constraint)
             for record in self.records()
-            if record.result is not None
+            if record.finished
         ]
 
     def remember(self, key: str, value: Any) -> None:
         """Keeps a JSON value with the study (such as an MLflow run's id); may be called from another thread."""
-        self.study.set_user_attr(key, json.loads(json.dumps(value)))
+        plain = json.loads(json.dumps(value))
+        self.study.set_user_attr(key, plain)
+        self._remembered[key] = plain
 
     def remembered(self, key: str, default: Any = None) -> Any:
-        return self.study.user_attrs.get(key, default)
+        return self._remembered.get(key, default)
 
 
 def _record(number: int, frozen: FrozenTrial) -> TrialRecord:
-    stored = frozen.user_attrs.get("result")
-    finished = frozen.state in _FINISHED
     params = frozen.params or frozen.system_attrs.get("fixed_params", {})
     return TrialRecord(
         number=number,
         state=frozen.state.name,
         params=dict(params),
-        result=TrialResult.from_json(stored) if stored and finished else None,
+        result_json=frozen.user_attrs.get("result") if frozen.state in _FINISHED else None,
         constraint=frozen.constraints.get(CONSTRAINT),
         attempt=frozen.user_attrs.get("attempt", 0),
         error=frozen.user_attrs.get("error"),

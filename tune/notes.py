@@ -29,14 +29,13 @@ def cautions(configuration: Configuration, dataset: Dataset) -> list[str]:
     return found
 
 
-def notes(trials: Sequence[Mapping[str, float]], final: Mapping[str, float]) -> list[str]:
-    """Notes on the metrics of all trials, and on the final metrics of the selected configuration (empty before the end)."""
+def notes(saturation: Sequence[float], final: Mapping[str, float]) -> list[str]:
+    """Notes on pc_saturation of the trials, and on the final metrics of the selected configuration (empty before the end)."""
     found = []
-    measured = [metrics["pc_saturation"] for metrics in trials if "pc_saturation" in metrics]
-    saturated = sum(value > SATURATED for value in measured)
+    saturated = sum(value > SATURATED for value in saturation)
     if saturated:
         found.append(
-            f"in {saturated} of {len(measured)} trials the partial correlation was saturated "
+            f"in {saturated} of {len(saturation)} trials the partial correlation was saturated "
             f"(pc_saturation above {SATURATED:g}): pc_weight had nothing to act on there"
         )
     category, rotation = final.get("instrument/category_accuracy", 1.0), final.get("instrument/pose_r2", 1.0)

@@ -58,7 +58,7 @@ class LedgerSearcher(Searcher):
         if proposal is None:
             return None
         self._numbers[trial_id] = proposal.number
-        self._on_start(self._record(proposal.number))
+        self._on_start(self._ledger.record(proposal.number))
         return {"number": proposal.number, "params": proposal.params}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -71,10 +71,7 @@ class LedgerSearcher(Searcher):
             self._ledger.fail(number, message)
         else:
             self._ledger.finish(number, TrialResult.from_json(payload))
-        self._on_end(self._record(number))
-
-    def _record(self, number: int) -> TrialRecord:
-        return next(record for record in self._ledger.records() if record.number == number)
+        self._on_end(self._ledger.record(number))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its experiment with the searcher in it; nothing of ours belongs there."""

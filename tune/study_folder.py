@@ -40,11 +40,16 @@ def open_storage(path: Path) -> Path:
     return path.resolve()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically: whoever reads sees the old text or the new."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: whoever reads sees the old text or the new."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON as write_text does."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def check_name(name: str) -> str:

@@ -18,7 +18,7 @@ from tune.search_session import command_to_browse, connect, run_search
 from tune.selection import select
 from tune.space import SearchSpace
 from tune.study_folder import StudyFailed, StudyRecord
-from tune.summary import Outcome, PhaseClock, earlier_sessions, git_revision, write_summary
+from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_revision
 from tune.tracking import Tracker, artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_error, stored_result
@@ -43,6 +43,7 @@ class StudyRun:
         earlier, self.outcome = earlier_sessions(context.folder)
         self.clock = PhaseClock(earlier)
         self.ledger = self._open_ledger()
+        self.summary = Summary(context, self.ledger, self.clock, self.revision)
         record.write(context.folder)
         self.display = Display(context.folder / "progress", hooks.expected_seconds)
         self.tracker = Tracker(self._writer())
@@ -142,7 +143,7 @@ class StudyRun:
     def _trial_ended(self, record: TrialRecord) -> None:
         self.tracker.trial_ended(record)
         self._show_trials()
-        if record.result is not None and record.seconds is not None:
+        if record.finished and record.seconds is not None:
             self.display.trial_took(record.seconds)
         self.display.say(trial_line(record, self.ledger.objectives))
         self.summarise()
@@ -159,8 +160,9 @@ class StudyRun:
         self.context.reporter("final").done()
         self._remember_stages("stages_final", self.final.stages)
 
-    def summarise(self) -> dict[str, Any]:
-        return write_summary(self.context, self.ledger, self.clock, self.revision, state=self.state, outcome=self.outcome)
+    def summarise(self) -> list[str]:
+        """Writes summary.json; the notes in it."""
+        return self.summary.write(self.state, self.outcome)
 
     def _show_trials(self) -> None:
         self.display.trials(self.ledger.finished_count(), self.search.trials, self.search.concurrent_trials)
@@ -203,7 +205,7 @@ class StudyRun:
         assert self.final is not None
         for problem in problems:
             print(f"WARNING: {problem}")
-        for note in self.summarise()["notes"]:
+        for note in self.summarise():
             print(f"note: {note}")
         seconds = self.clock.seconds()
         phases = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
@@ -222,12 +224,13 @@ def params_text(params: Mapping[str, Any]) -> str:
 def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
     """One line about a trial that ended: its values, its parameters, its time, and what it reused."""
     took = "" if record.seconds is None else f" ({duration(record.seconds)})"
-    if record.result is None:
+    if not record.finished:
         again = "; it is tried again" if record.state == "WAITING" else ""
         return f"trial {record.number} failed: {record.error}{again}{took}"
+    result = record.result()
     names = ["neural_r2"] if record.state == "PRUNED" else ["neural_r2", *objectives]
-    values = ", ".join(f"{name} {record.result.metrics[name]:.3f}" for name in names if name in record.result.metrics)
-    reused = sorted({stage["kind"] for stage in record.result.stages if stage["reused"]})
+    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in names if name in result.metrics)
+    reused = sorted({stage["kind"] for stage in result.stages if stage["reused"]})
     gate = "ended by the gate, " if record.state == "PRUNED" else ""
     tail = f"; reused {', '.join(reused)}" if reused else ""
     return f"trial {record.number}: {gate}{values} | {params_text(record.params)}{took}{tail}"

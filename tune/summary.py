@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tune.context import StudyContext
-from tune.ledger import Ledger
+from tune.ledger import Ledger, TrialRecord
 from tune.notes import notes
 from tune.selection import Selected
-from tune.study_folder import write_json
+from tune.study_folder import write_text
 from tune.tracking_writer import run_key
-from tune.trial_result import stage_totals
+from tune.trial_result import TrialResult, stage_totals
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,51 +99,99 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 
 
-def write_summary(
-    context: StudyContext,
-    ledger: Ledger,
-    clock: PhaseClock,
-    revision: str,
-    *,
-    state: str,
-    outcome: Outcome | None = None,
-) -> dict[str, Any]:
-    """Writes `<storage>/<study>/summary.json` atomically and returns its content. Values that are not finite are null."""
-    records = ledger.records()
-    final_metrics = {} if outcome is None else outcome.metrics
-    stages = list(ledger.remembered("stages_prepare", []))
-    for record in records:
-        stages += record.result.stages if record.result is not None else []
-    stages += ledger.remembered("stages_final", [])
-    summary = {
-        "study": context.study,
-        "state": state,
-        "preset": context.config.preset,
-        "seed": context.seed,
-        "data": {"path": str(context.data_path), "digest": context.data_digest},
-        "git_revision": revision,
-        "machine": machine(),
-        "objectives": list(ledger.objectives),
-        "trials": [
-            {
-                "number": record.number,
-                "state": record.state,
-                "params": record.params,
-                "metrics": _finite(record.result.metrics) if record.result is not None else {},
-                "constraint": record.constraint,
-                "seconds": record.seconds,
-                "error": record.error,
-                "mlflow_run_id": ledger.remembered(run_key(record.number)),
-            }
-            for record in records
-        ],
-        "stages": stage_totals(stages),
-        "selected": None if outcome is None else asdict(outcome.selected),
-        "final_metrics": _finite(final_metrics),
-        "notes": notes([record.result.metrics for record in records if record.result is not None], final_metrics),
-        "export": None if outcome is None or outcome.export is None else str(outcome.export),
-        "wall_seconds": clock.seconds(),
-        "configuration": context.config.model_dump(mode="json"),
-    }
-    write_json(context.folder / "summary.json", summary)
-    return summary
+@dataclass(frozen=True)
+class _Finished:
+    """What a summary needs of a finished trial. entry: its JSON text, written when its MLflow run was `run_id`."""
+
+    entry: str
+    run_id: str | None
+    stages: list[dict[str, Any]]
+    saturation: float | None
+
+
+class Summary:
+    """Writes `<storage>/<study>/summary.json`, whole each time.
+
+    What it says of a finished trial is kept as text, since that never changes: so a summary of many trials takes hardly
+    longer than one of few, and can be written after every trial.
+    """
+
+    def __init__(self, context: StudyContext, ledger: Ledger, clock: PhaseClock, revision: str) -> None:
+        self._context, self._ledger, self._clock, self._revision = context, ledger, clock, revision
+        self._finished: dict[int, _Finished] = {}
+
+    def write(self, state: str, outcome: Outcome | None = None) -> list[str]:
+        """Writes the file atomically and returns the notes in it. Values that are not finite are null."""
+        context, ledger = self._context, self._ledger
+        records = ledger.records()
+        finished = [self._of_finished(record) for record in records if record.finished]
+        entries = [self._finished[record.number].entry if record.finished else self._entry(record) for record in records]
+        stages = list(ledger.remembered("stages_prepare", []))
+        for trial in finished:
+            stages += trial.stages
+        stages += ledger.remembered("stages_final", [])
+        final_metrics = {} if outcome is None else outcome.metrics
+        said = notes([trial.saturation for trial in finished if trial.saturation is not None], final_metrics)
+        content: dict[str, Any] = {
+            "study": context.study,
+            "state": state,
+            "preset": context.config.preset,
+            "seed": context.seed,
+            "data": {"path": str(context.data_path), "digest": context.data_digest},
+            "git_revision": self._revision,
+            "machine": machine(),
+            "objectives": list(ledger.objectives),
+            "trials": _Entries(entries),
+            "stages": _Entries([json.dumps(total, allow_nan=False) for total in stage_totals(stages)]),
+            "selected": None if outcome is None else asdict(outcome.selected),
+            "final_metrics": _finite(final_metrics),
+            "notes": said,
+            "export": None if outcome is None or outcome.export is None else str(outcome.export),
+            "wall_seconds": self._clock.seconds(),
+            "configuration": context.config.model_dump(mode="json"),
+        }
+        write_text(context.folder / "summary.json", _object(content))
+        return said
+
+    def _of_finished(self, record: TrialRecord) -> _Finished:
+        run_id = self._ledger.remembered(run_key(record.number))
+        known = self._finished.get(record.number)
+        if known is None or known.run_id != run_id:
+            result = record.result()
+            known = _Finished(self._entry(record, result), run_id, result.stages, result.metrics.get("pc_saturation"))
+            self._finished[record.number] = known
+        return known
+
+    def _entry(self, record: TrialRecord, result: TrialResult | None = None) -> str:
+        content = {
+            "number": record.number,
+            "state": record.state,
+            "params": record.params,
+            "metrics": {} if result is None else _finite(result.metrics),
+            "constraint": record.constraint,
+            "seconds": record.seconds,
+            "error": record.error,
+            "mlflow_run_id": self._ledger.remembered(run_key(record.number)),
+        }
+        return _indented(content, 2)
+
+
+class _Entries(list[str]):
+    """A JSON array whose entries are texts already."""
+
+
+def _indented(value: Any, level: int) -> str:
+    """JSON text as json.dumps would put it `level` levels deep; a text holds no line breaks of its own."""
+    return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n" + "  " * level)
+
+
+def _object(content: Mapping[str, Any]) -> str:
+    """A JSON object, indented, of values and of arrays whose entries are texts already."""
+    fields = []
+    for name, value in content.items():
+        if isinstance(value, _Entries):
+            text = "[" + ",".join(f"\n    {entry}" for entry in value) + "\n  ]"
+        else:
+            text = _indented(value, 1)
+        fields.append(f'\n  "{name}": {text}')
+    return "{" + ",".join(fields) + "\n}\n"

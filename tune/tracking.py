@@ -141,13 +141,13 @@ class Tracker:
         if record.state == "WAITING":
             return
         queued = self.submit(f"trial {record.number}", lambda writer: writer.trial_ended(record))
-        if queued and record.result is not None:
+        if queued and record.finished:
             self._queued.add(record.number)
 
     def catch_up(self, records: Sequence[TrialRecord], recall: Callable[[str], object]) -> None:
         """Queues the finished trials that were never written whole, such as those of a driver that was killed."""
         for record in records:
-            if record.result is not None and record.number not in self._queued and not recall(sent_key(record.number)):
+            if record.finished and record.number not in self._queued and not recall(sent_key(record.number)):
                 self.trial_ended(record)
 
     def study_ended(

@@ -172,11 +172,11 @@ class Writer:
     def trial_ended(self, record: TrialRecord) -> None:
         """Writes a recorded trial whole: metrics, per-seed values, curves, images, artifacts, tags, status."""
         run_id = self.trial_run(record)
-        result = record.result
-        if result is None:
+        if not record.finished:
             self.client.set_tag(run_id, "migvis.error", (record.error or "failed")[:4000])
             self.client.set_terminated(run_id, status="FAILED")
             return
+        result = record.result()
         metrics = dict(result.metrics)
         metrics.update({f"seconds/{name}": value for name, value in result.seconds.items()})
         if record.constraint is not None:

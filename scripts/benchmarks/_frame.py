@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 
 @dataclass(frozen=True)
 class Options:
-    """small: the tiniest variant, which shows that a benchmark runs and nothing about speed; threads: of torch."""
+    """small: the tiniest variant, which shows that a benchmark runs and nothing about speed; threads: of torch.
+
+    out: the folder for pictures.
+    """
 
     small: bool
     threads: int
+    out: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """The rows and any further figures by name. ratio: the benchmark's own figure (none: that of the first row)."""
+    """The rows, any further figures by name, and the pictures drawn. ratio: the benchmark's own (none: that of the first row)."""
 
     rows: Sequence[Row]
     figures: Mapping[str, float] = field(default_factory=dict)
     ratio: float | None = None
+    pictures: Sequence[Path] = ()
 
 
 def interleaved(ways: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, float]:

@@ -101,7 +101,7 @@ def make_study(storage: Path, tracked: bool) -> Path:
         row = {"number": number, "state": state, "params": searched, "metrics": result.metrics, "constraint": result.constraint}
         rows.append(row)
         if tracked:
-            writer.trial_ended(TrialRecord(number, state, searched, result, result.constraint, 0, None, 1.0))
+            writer.trial_ended(TrialRecord(number, state, searched, result.to_json(), result.constraint, 0, None, 1.0))
     if tracked:
         writer.study_ended("FINISHED", {"final/selectivity": 0.45}, {}, {}, {"migvis.selected_trial": "1"}, 3)
     selected = {"trial": 1, "params": {"group_rank": 2}, "rule": "ideal_corner"}

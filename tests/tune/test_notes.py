@@ -11,8 +11,7 @@ from tune.notes import cautions, notes
 
 
 def test_saturation_and_edits_that_move_nothing_are_said() -> None:
-    trials = [{"pc_saturation": 0.99}, {"pc_saturation": 0.2}, {}]
-    said = notes(trials, {"selectivity": 0.01, "realism": 0.94})
+    said = notes([0.99, 0.2], {"selectivity": 0.01, "realism": 0.94})
     assert len(said) == 2
     assert said[0].startswith("in 1 of 2 trials the partial correlation was saturated")
     assert "selectivity 0.010, realism 0.94" in said[1]
@@ -28,8 +27,8 @@ def test_edits_that_move_everything_are_told_from_edits_that_move_nothing() -> N
 
 
 def test_nothing_is_said_of_a_good_study_or_of_one_that_is_not_finished() -> None:
-    assert notes([{"pc_saturation": 0.5}], {"selectivity": 0.4, "realism": 0.9}) == []
-    assert notes([{"pc_saturation": 0.5}], {}) == []
+    assert notes([0.5], {"selectivity": 0.4, "realism": 0.9}) == []
+    assert notes([0.5], {}) == []
     assert notes([], {}) == []
 
 

@@ -194,7 +194,7 @@ def test_result_survives_the_database(tmp_path) -> None:
     ledger = open_ledger(tmp_path, trials=1)
     ledger.finish(ledger.propose().number, result)
     again = open_ledger(tmp_path, trials=1)
-    assert again.records()[0].result == result
+    assert again.records()[0].result() == result
     assert again.study.trials[0].values == [0.1, 0.0, 0.3]
 
 

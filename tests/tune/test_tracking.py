@@ -49,7 +49,12 @@ def record_of(number: int, folder: Path, state: str = "COMPLETE", **changes) -> 
         stages=[{"kind": "vae", "key": "k1", "seconds": 1.0, "reused": False}],
         seconds={"vae": 1.0},
     )
-    values = {"params": {"pc_weight": 1e-3, "infonce_batch": 32}, "result": result, "constraint": -0.1, "attempt": 0}
+    values = {
+        "params": {"pc_weight": 1e-3, "infonce_batch": 32},
+        "result_json": result.to_json(),
+        "constraint": -0.1,
+        "attempt": 0,
+    }
     return TrialRecord(**{"number": number, "state": state, "error": None, "seconds": 1.0, **values, **changes})
 
 
@@ -141,7 +146,7 @@ def test_artifacts_of_another_database_are_kept_in_the_storage_too(storage, blan
 def test_failed_trial_and_a_later_attempt(storage) -> None:
     memory: dict = {}
     writer = writer_of(storage, memory)
-    writer.trial_ended(record_of(1, storage, state="FAIL", result=None, error="non-finite loss"))
+    writer.trial_ended(record_of(1, storage, state="FAIL", result_json=None, error="non-finite loss"))
     run_id = memory[run_key(1)]
     assert writer.client.get_run(run_id).info.status == "FAILED"
     assert writer.client.get_run(run_id).data.tags["migvis.error"] == "non-finite loss"
@@ -251,7 +256,7 @@ def test_trial_that_will_be_tried_again_keeps_its_run_open(tmp_path) -> None:
     writer = RecordingWriter()
     tracker = Tracker(writer)
     tracker._thread.start()
-    tracker.trial_ended(record_of(0, tmp_path, state="WAITING", result=None))
+    tracker.trial_ended(record_of(0, tmp_path, state="WAITING", result_json=None))
     tracker.close(10)
     assert writer.calls == []
 
