@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from migvis.errors import InputError
 from tune.leases import PATIENCE, acquire, holder
@@ -31,6 +31,7 @@ from tune.store import StageName, StageStore
 from tune.store_lock import StoreInUse, alone
 from tune.study_folder import running
 
+_Value = TypeVar("_Value")
 _TRASH = ".trash-"
 _PLACES = (".partial", ".writing", ".damaged")
 
@@ -82,14 +83,14 @@ class Pruned:
     remains: list[Path] = field(default_factory=list)
 
 
-def _read(path: Path) -> Any:
-    """A study's record. Raises InputError for one that is missing or no JSON: what it needs is never guessed."""
+def _read(path: Path, take: Callable[[Any], _Value]) -> _Value:
+    """`take` of a study's record. Raises InputError for one that is missing or damaged: what it needs is never guessed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return take(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path}: not a study's record") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a study's record: {type(error).__name__}: {error}") from None
 
 
 def _names(stages: Iterable[Any]) -> set[StageName]:
@@ -97,8 +98,8 @@ def _names(stages: Iterable[Any]) -> set[StageName]:
 
 
 def _used(path: Path) -> set[StageName]:
-    content = _read(path)
-    return _names(content["uses"]) | {(kind, key) for kind, key in content.get("wanted", [])}
+    """What a study's prepare, trial or final stage used, and what it was about to use (tune.trial.Runner)."""
+    return _read(path, lambda content: _names(content["uses"]) | {(kind, key) for kind, key in content.get("wanted", [])})
 
 
 def study_needs(folder: Path, *, whole: bool = False) -> StudyNeeds:
@@ -107,21 +108,19 @@ def study_needs(folder: Path, *, whole: bool = False) -> StudyNeeds:
     Raises InputError where its records cannot be read.
     """
     summary = folder / "summary.json"
-    try:
-        finished = bool(_read(folder / "study.json")["finished"])
-        if finished and not whole:
-            trial = int(_read(summary)["selected"]["trial"])
-            files = [folder / "uses" / f"{name}.json" for name in ("prepare", f"trial-{trial:03d}", "final")]
-            if all(path.is_file() for path in files):
-                why = f"finished; selected trial {trial}"
-                return StudyNeeds(folder.name, why, frozenset().union(*map(_used, files)))
-        everything = set().union(*(_used(path) for path in sorted((folder / "uses").glob("*.json"))))
-        if finished or summary.exists():
-            everything |= _names(_read(summary)["stages"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: its records are not a study's: {type(error).__name__} {error}") from None
-    why = "--keep" if whole else "finished; its selected trial left no record of its own" if finished else "unfinished"
-    return StudyNeeds(folder.name, f"{why}: all that it used", frozenset(everything))
+    why = "--keep" if whole else "unfinished"
+    finished = _read(folder / "study.json", lambda content: bool(content["finished"]))
+    if finished and not whole:
+        trial = _read(summary, lambda content: int(content["selected"]["trial"]))
+        files = [folder / "uses" / f"{name}.json" for name in ("prepare", f"trial-{trial:03d}", "final")]
+        if all(path.is_file() for path in files):
+            needed = frozenset[StageName]().union(*map(_used, files))
+            return StudyNeeds(folder.name, f"finished; selected trial {trial}", needed)
+        why = "finished; its selected trial left no record of its own"
+    everything = set[StageName]().union(*map(_used, sorted((folder / "uses").glob("*.json"))))
+    if finished or summary.exists():
+        everything |= _read(summary, lambda content: _names(content["stages"]))
+    return StudyNeeds(folder.name, f"{why}: keeps all that it used", frozenset(everything))
 
 
 def _with_inputs(names: Collection[StageName], store: StageStore) -> set[StageName]:
