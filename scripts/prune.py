@@ -78,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     size = sum(item.size for item in result.stages)
     print(f"deleted {len(result.stages)} stages, {megabytes(size)}")
     for kind, key in result.busy:

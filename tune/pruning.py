@@ -6,9 +6,10 @@ its final stage used, with all inputs of these: with them it can be re-synthesiz
 other study keeps whatever it used or was about to use, its checkpoints included, because it may be resumed.
 
 What is guaranteed: nothing is deleted while a driver, a trial's process or another prune uses the store (tune.store_lock),
-nor while any stage is being built (tune.leases), by whomever. Each stage is renamed out of the store, with its lease held,
-and deleted afterwards; so it is whole or gone, wherever a prune is killed, and the next one deletes what is left.
-A process that reads the store without that lock (none of this project's does) may find that a stage has vanished under it.
+nor while any stage is being built (tune.leases), by whomever. Each stage is renamed out of the store, with its lease held
+(unless the disk is too full to take one), and deleted afterwards; so it is whole or gone, wherever a prune is killed, and the
+next one deletes what is left. Who begins to read the store meanwhile, on a host that the lock does not reach, may find that a
+stage has vanished under it; that fails its trial, which is tried again, and harms no stage.
 """
 
 from __future__ import annotations
@@ -199,7 +200,8 @@ def prune(storage: Path, keep: Collection[str] = (), show: Callable[[Survey], No
     store = _store(storage)
     try:
         with alone(store):
-            check_nothing_is_built(store)
+            with store.storage_errors():
+                check_nothing_is_built(store)
             found = survey(storage, keep)
             show(found)
             with store.storage_errors():
