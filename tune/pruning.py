@@ -191,8 +191,13 @@ def survey(storage: Path, keep: Collection[str] = ()) -> Survey:
     )
 
 
-def prune(storage: Path, keep: Collection[str] = (), show: Callable[[Survey], None] = lambda found: None) -> Pruned:
-    """Deletes what `survey` finds, which `show` is told before.
+def prune(
+    storage: Path,
+    keep: Collection[str] = (),
+    show: Callable[[Survey], None] = lambda found: None,
+    patience: float = PATIENCE,
+) -> Pruned:
+    """Deletes what `survey` finds, which `show` is told before. patience: as check_nothing_is_built takes it.
 
     Raises InputError, with nothing deleted, while the store is in use, and where `survey` does; also where the file system
     refuses a rename, and then the next call deletes what was renamed until then.
@@ -201,7 +206,7 @@ def prune(storage: Path, keep: Collection[str] = (), show: Callable[[Survey], No
     try:
         with alone(store):
             with store.storage_errors():
-                check_nothing_is_built(store)
+                check_nothing_is_built(store, patience)
             found = survey(storage, keep)
             show(found)
             with store.storage_errors():
@@ -215,7 +220,7 @@ def prune(storage: Path, keep: Collection[str] = (), show: Callable[[Survey], No
     return result
 
 
-def check_nothing_is_built(store: StageStore, patience: float = PATIENCE) -> None:
+def check_nothing_is_built(store: StageStore, patience: float) -> None:
     """Raises InputError while a stage is being built: which inputs it reads is not known here.
 
     A builder of which this host cannot know whether it lives is watched for longer than `patience` seconds.
