@@ -27,6 +27,7 @@ from tune.space import apply
 from tune.stage_graph import Stage, topological
 from tune.stages import Stages
 from tune.store import StageStore
+from tune.store_lock import in_use
 from tune.study_config import STUDY_PRESETS
 from tune.study_folder import write_json
 from tune.summary import git_revision, machine
@@ -143,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
         {name: (vae_part, storage, vae) for name, vae in vaes.items()},
         {name: (critic_part, storage, critic) for name, critic in critics.items()},
     )
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+    workers = ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"))
+    with in_use(StageStore(storage / "stages")), workers as pool:
         for wave in waves:
             missing = {name: job for name, job in wave.items() if not (parts / f"{name}.json").exists()}
             running = {pool.submit(*job): name for name, job in missing.items()}

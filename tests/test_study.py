@@ -116,3 +116,14 @@ def test_the_plan_of_a_second_study_reuses_all_of_the_first(storage: Path) -> No
     assert done.returncode == 0, done.stderr
     study = done.stdout.split("trial 0")[0]
     assert "missing" not in study
+
+
+def test_a_prune_keeps_what_the_selected_trial_needs(storage: Path, summary: dict, tmp_path: Path) -> None:
+    done = run("scripts/prune.py", "--storage", str(storage), "--yes")
+    assert done.returncode == 0, done.stderr
+    kept = {(path.parent.name, path.name) for path in storage.glob("stages/[a-z]*/*")}
+    uses = [json.loads((storage / "default" / "uses" / f"{name}.json").read_text())["uses"] for name in ("prepare", "final")]
+    assert {(use["kind"], use["key"]) for one in uses for use in one} <= kept
+    assert len(kept) < len(summary["stages"])
+    done = run("scripts/export.py", "default", "--storage", str(storage), "--out", str(tmp_path / "bundle"))
+    assert done.returncode == 0, done.stderr

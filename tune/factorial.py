@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
+from tune.store import StageName
 from tune.trial_result import TrialResult
-
-StageName = tuple[str, str]
-"""(kind, key) of a stage."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,19 @@ def _look(folder: Path) -> _Seen:
     return _Seen(generations[-1], counter, holder)
 
 
+def holder(folder: Path) -> str | None:
+    """Who holds the lease in `folder`, for people to read; none if it is free, as far as this process can know."""
+    try:
+        seen = _look(folder)
+    except FileNotFoundError:
+        return None
+    if seen.free:
+        return None
+    return (
+        "a new process" if seen.holder is None else f"process {seen.holder.pid} on {seen.holder.host} since {seen.holder.since}"
+    )
+
+
 class Lease:
     """A held lease: a context manager that releases on exit. `lost` is true once another process took it over."""
 
@@ -194,20 +207,24 @@ def acquire(
 
     `on_beat` is called at each beat of the held lease. Raises OSError if the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     last: tuple[int, str] | None = None
     still = 0.0
     clock = time.monotonic()
     while True:
-        seen = _look(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            seen = _look(folder)
+        except FileNotFoundError:  # it was free, and pruned between the two calls
+            continue
         now = time.monotonic()
         # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
         still = still + min(now - clock, 2 * poll) if (seen.generation, seen.counter) == last else 0.0
         clock, last = now, (seen.generation, seen.counter)
         if seen.free or still >= patience:
-            lease = _claim(folder, seen.generation + 1, heartbeat, on_beat)
-            if lease is not None:
-                return lease
+            with contextlib.suppress(FileNotFoundError):  # likewise
+                lease = _claim(folder, seen.generation + 1, heartbeat, on_beat)
+                if lease is not None:
+                    return lease
             continue
         if until():
             return None

@@ -236,14 +236,13 @@ class Stages:
             label=f"{subject} {split}",
         )
 
-    def trial_stages(self, seeds: range) -> list[Stage]:
-        """What one trial needs in the end, for all configured subjects."""
-        subjects = self.configuration.data.subjects
+    def trial_stages(self, seeds: range, split: str = "validation", count: int | None = None) -> list[Stage]:
+        """What one trial, or the final stage on the test split, needs in the end, for all configured subjects."""
         return [
             stage
-            for subject in subjects
+            for subject in self.configuration.data.subjects
             for seed in seeds
-            for stage in (self.representation(subject, seed), self.evaluation(subject, seed))
+            for stage in (self.representation(subject, seed, split), self.evaluation(subject, seed, split, count))
         ]
 
 

@@ -5,6 +5,8 @@
     <root>/.partial/<kind>-<key>/   what an unfinished build resumes from (a fit's checkpoint)
     <root>/.leases/<kind>-<key>/    who builds it now
     <root>/.damaged/                stages whose files no longer match their digests
+    <root>/.trash-<number>/         what was pruned and is not yet deleted (tune.pruning)
+    <root>/.lock                    held by all who read or write here (tune.store_lock)
 
 No pickle is read or written here; what a stage stores is up to the stage, and the manifest is JSON.
 """
@@ -32,6 +34,10 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNWRITABLE = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+
+
+StageName = tuple[str, str]
+"""(kind, key) of a stage."""
 
 
 class DamagedStage(Exception):
@@ -183,15 +189,27 @@ class StageStore:
 
     def manifests(self, kind: str | None = None) -> Iterator[Manifest]:
         """Manifests of the stored stages (of one kind), by key; their files are not checked, unreadable manifests left out."""
+        for stage in self.stages(kind):
+            manifest = self.peek(*stage)
+            if manifest is not None:
+                yield manifest
+
+    def stages(self, kind: str | None = None) -> Iterator[StageName]:
+        """The stages (of one kind) that have a folder, by kind and key, healthy or not."""
         if not self.root.is_dir():
             return
         for kind_folder in sorted(path for path in self.root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()):
-            if kind is not None and kind_folder.name != kind:
-                continue
-            for folder in sorted(kind_folder.iterdir()):
-                manifest = self.peek(kind_folder.name, folder.name) if _NAME.fullmatch(folder.name) else None
-                if manifest is not None:
-                    yield manifest
+            if kind is None or kind_folder.name == kind:
+                names = (path.name for path in sorted(kind_folder.iterdir()) if path.is_dir())
+                yield from ((kind_folder.name, name) for name in names if _NAME.fullmatch(name))
+
+    def entries(self, place: str) -> list[tuple[StageName, Path]]:
+        """What lies in `.writing`, `.partial`, `.leases` or `.damaged`, with the stage that it belongs to."""
+        folder = self.root / place
+        if not folder.is_dir():
+            return []
+        parts = [(path.name.split("-"), path) for path in sorted(folder.iterdir())]
+        return [((name[0], name[1]), path) for name, path in parts if len(name) > 1 and all(map(_NAME.fullmatch, name))]
 
     def observed_seconds(self, kind: str) -> float | None:
         """Median cost of the stored stages of a kind in seconds; none if there is none."""

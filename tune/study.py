@@ -15,6 +15,8 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.selection import check_rule
 from tune.space import SearchSpace
+from tune.store import StageStore
+from tune.store_lock import in_use
 from tune.study_config import StudyConfig, load_study_config
 from tune.study_folder import (
     StudyFailed,
@@ -140,6 +142,7 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     record = replace(record, config=config, finished=False, tracking_uri=None if uri == default_uri(storage) else redact(uri))
     with ExitStack() as stack:
         stack.enter_context(locked(context.folder))
+        stack.enter_context(in_use(StageStore(context.stages_root)))
         study = StudyRun(context, hooks, record, space, data, uri)
         stack.callback(study.close)
         study.clock.add("start", time.monotonic() - begin)

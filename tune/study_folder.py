@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -128,3 +129,15 @@ def locked(folder: Path) -> Iterator[None]:
         handle.write(f"{os.getpid()}\n")
         handle.flush()
         yield
+
+
+def running(storage: Path) -> list[str]:
+    """The studies of a storage folder that a driver of this machine runs now."""
+    names = []
+    for path in sorted(storage.glob("*/lock")):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                names.append(path.parent.name)
+    return names

@@ -1,4 +1,4 @@
-"""One trial of the search, and what comes before it: the data set, the shared stages, the plan.
+"""One trial of the search, and what comes before it: the data set and the shared stages.
 
 A trial fits each configured subject for each seed; its objectives and its constraint are means over both.
 """
@@ -25,14 +25,11 @@ from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_
 from tune.context import DataSummary, StudyContext
 from tune.notes import cautions
 from tune.pictures import selectivity_picture, trial_grid
-from tune.pipeline import StageResult, StageUse, ensure, ensure_together
-from tune.pipeline import plan as plan_stages
-from tune.space import SearchSpace, apply
+from tune.pipeline import StageResult, StageUse, ensure, ensure_together, topological
 from tune.stage_data import dataset_at, training_pictures
 from tune.stage_graph import Stage
-from tune.stages import EXPECTED_SECONDS as STAGE_SECONDS
 from tune.stages import Stages
-from tune.store import StageStore
+from tune.store import StageName, StageStore
 from tune.study_config import StudyConfig
 from tune.study_folder import write_json
 from tune.trial_result import Prepared, TrialResult
@@ -113,25 +110,35 @@ class Runner:
         self.title = title
         self._file = context.folder / "uses" / f"{reporter}.json"
         self.uses: list[StageUse] = []
+        self._wanted: set[StageName] = set()
         if self._file.exists():
-            self.uses += [StageUse(**use) for use in read_json(self._file)["uses"]]
+            content = read_json(self._file)
+            self.uses += [StageUse(**use) for use in content["uses"]]
+            self._wanted |= {(kind, key) for kind, key in content.get("wanted", [])}
 
     def __call__(self, stage: Stage) -> StageResult:
         self.reporter.update(f"{self.title}: {stage}")
+        self._want([stage])
         result = ensure(stage, self.store, uses=self.uses, progress=self._report)
         self._remember()
         return result
 
     def together(self, stages: Sequence[Stage]) -> None:
         """Builds at once those that are missing and can be, for later calls to find."""
+        self._want(stages)
         try:
             ensure_together(stages, self.store, uses=self.uses, progress=self._report)
         finally:
             self._remember()
 
+    def _want(self, stages: Sequence[Stage]) -> None:
+        """Notes what will be read or built before it is, so that a study which is killed keeps that, too (tune.pruning)."""
+        self._wanted |= {(stage.kind, stage.key) for stage in topological(stages)}
+        self._remember()
+
     def _remember(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"uses": self.records()})
+        write_json(self._file, {"uses": self.records(), "wanted": sorted(self._wanted)})
 
     def _report(self, stage: Stage, progress: Any) -> None:
         if isinstance(progress, Progress):
@@ -287,34 +294,3 @@ def write_study_models(out: Path, configuration: Configuration, folders: Mapping
         subjects[subject] = (load_vae_folder(vae), load_critic_folder(critic), load_bank(synthesis))
         variance = float(read_json(synthesis / "synthesis.json")["pixel_variance"])
     write_models(out, configuration, subjects, variance)
-
-
-def plan(context: StudyContext, space: SearchSpace) -> str:
-    """The text of `--dry-run`: the study's stages, what trial 0 and a trial that shares nothing need, and the cost."""
-    store, search = StageStore(context.stages_root), context.config.search
-    start = space.start(context.config.configuration)
-    stages = stages_of(context, apply(context.config.configuration, start))
-    study = plan_stages(stages.study_stages(), store, STAGE_SECONDS)
-    known = {row.key for row in study}
-    trial = [
-        row
-        for row in plan_stages(stages.trial_stages(seeds_of(context, search.seeds_per_trial)), store, STAGE_SECONDS)
-        if row.key not in known
-    ]
-    lines = ["study stages, built before the first trial:", *(_line(row) for row in study)]
-    lines += [f"trial 0 ({', '.join(f'{name} {value:g}' for name, value in start.items())}):", *(_line(row) for row in trial)]
-    left = sum(row.seconds for row in study if not row.exists)
-    full = sum(row.seconds for row in trial)
-    first = sum(row.seconds for row in trial if not row.exists)
-    final = EXPECTED_SECONDS["final"]
-    total = left + first + (search.trials - 1) * full + final
-    lines.append(
-        f"estimate: {left:.0f} s for the study stages, {first:.0f} s for trial 0, at most {full:.0f} s for each of the other "
-        f"{search.trials - 1} trials (less what it reuses), {final:.0f} s for the final stage: {total / 60:.0f} min in all"
-    )
-    return "\n".join(lines)
-
-
-def _line(row: Any) -> str:
-    state = "exists " if row.exists else "missing"
-    return f"  {row.kind:<15} {row.label:<16} {row.key[:12]}  {state}  {row.seconds:7.1f} s ({row.source})"

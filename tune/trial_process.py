@@ -14,6 +14,8 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.search import PAYLOAD
 from tune.space import apply
+from tune.store import StageStore
+from tune.store_lock import in_use
 from tune.study_folder import write_json
 from tune.trial_result import TrialResult
 
@@ -33,7 +35,8 @@ def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]],
         reporter = context.reporter(f"trial-{number:03d}")
         reporter.update(f"trial {number}")
         try:
-            result = run_trial(context, apply(context.config.configuration, params), params, number)
+            with in_use(StageStore(context.stages_root)):  # it may outlive its driver for a while
+                result = run_trial(context, apply(context.config.configuration, params), params, number)
         except Exception as error:
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             text = (str(error).splitlines() or [""])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import threading
 import time
 
 from tune import leases
-from tune.leases import acquire
+from tune.leases import acquire, holder
 
 FAST = {"heartbeat": 0.05, "patience": 0.5, "poll": 0.02}
 
@@ -121,3 +122,36 @@ def test_of_many_waiters_at_a_dead_holder_one_wins_at_a_time(tmp_path, monkeypat
         thread.join()
     assert (most, count) == (1, 8)
     assert len(os.listdir(tmp_path / "lease")) == 1  # older generations are cleared away
+
+
+def test_a_free_lease_that_is_pruned_again_and_again_keeps_nobody_from_getting_it(tmp_path):
+    folder, stop = tmp_path / "leases" / "lease", threading.Event()
+
+    def prune():
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            if folder.is_dir() and holder(folder) is None:
+                folder.rename(tmp_path / str(number))
+
+    pruning = threading.Thread(target=prune)
+    pruning.start()
+    try:
+        for _ in range(40):
+            acquire(folder, heartbeat=1000).release()
+    finally:
+        stop.set()
+        pruning.join()
+    assert len(list(tmp_path.iterdir())) > 10
+
+
+def test_the_holder_is_named_while_there_is_one(tmp_path):
+    assert holder(tmp_path / "lease") is None
+    process = start_holder(tmp_path / "lease")
+    assert f"process {process.pid} on" in holder(tmp_path / "lease")
+    process.kill()
+    process.join()
+    assert holder(tmp_path / "lease") is None
+    with acquire(tmp_path / "lease", **FAST):
+        assert f"process {os.getpid()} on" in holder(tmp_path / "lease")
+    assert holder(tmp_path / "lease") is None

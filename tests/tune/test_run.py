@@ -10,10 +10,14 @@ import pytest
 from migvis.config import PRESETS
 from migvis.errors import InputError
 from migvis.training import FitError
-from tune.context import Hooks
+from tune.context import Hooks, StudyContext
 from tune.run import main
 from tune.selection import Selected
+from tune.store import StageStore
+from tune.store_lock import StoreInUse, alone
+from tune.study_config import load_study_config
 from tune.study_folder import default_storage, latest_unfinished, locked, open_storage, read_study
+from tune.trial_process import trainable
 
 
 def summary_of(storage: Path, study: str) -> dict:
@@ -136,6 +140,28 @@ def test_tracking_uri_is_kept_for_the_resume_without_its_credentials(tmp_path, s
     assert seen == ["postgresql://me:secret@db/x", "postgresql://db/x"]
     assert read_study(tmp_path, "c").id == study_id
     assert "secret" not in (tmp_path / "c" / "study.json").read_text()
+
+
+def study_context(storage: Path) -> StudyContext:
+    config = load_study_config(None, [], {})
+    return StudyContext(
+        storage, "t", storage / "t", config, storage / "data.h5", "digest", True, 0, storage / "stages", workers=1
+    )
+
+
+def test_nothing_is_pruned_while_a_driver_or_a_trial_lives(tmp_path, science, monkeypatch, capsys) -> None:
+    def try_to_prune(storage: Path) -> None:
+        with pytest.raises(StoreInUse), alone(StageStore(storage / "stages")):
+            pass
+        raise InputError("enough")
+
+    monkeypatch.setattr("tune.study_run.StudyRun", lambda context, *others: try_to_prune(context.storage))
+    assert "enough" in fails(capsys, tmp_path, science, "--study", "c")
+    hooks = replace(science, run_trial=lambda context, *others: try_to_prune(context.storage))
+    with pytest.raises(InputError, match="enough"):
+        trainable(study_context(tmp_path), hooks)({"number": 0, "params": {}})
+    with alone(StageStore(tmp_path / "stages")):
+        pass
 
 
 @pytest.mark.slow

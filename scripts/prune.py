@@ -1,0 +1,94 @@
+"""Deletes the stages that no study needs any more, and what killed processes left behind."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from migvis.errors import InputError
+from tune.progress import duration
+from tune.pruning import Item, Survey, prune, size_of, survey
+from tune.study_folder import default_storage, running
+
+_EPILOG = """\
+A finished study keeps the stages of its selected trial and of its final stage, and those that all its trials share: it can
+be exported (any trial of it), synthesized anew and given more trials. An unfinished study keeps all that it has used, and
+its checkpoints; delete its folder, if it is abandoned, to free what it alone needs.
+
+Without --yes nothing is changed. With it, nothing is deleted while a study runs on this storage or a stage is being built;
+a study that is begun meanwhile waits. A prune that is killed leaves each stage whole or gone.
+
+exit codes: 0 done; 1 some of it could not be deleted; 2 bad input or a storage in use, with one line that says which
+"""
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def sums(items: Iterable[Item]) -> str:
+    """Stages, their size and what they cost, in columns."""
+    every = list(items)
+    size, seconds = sum(item.size for item in every), sum(item.seconds for item in every)
+    return f"{len(every):>6} stages  {megabytes(size):>12}  {duration(seconds):>14} to fit again"
+
+
+def describe(found: Survey) -> str:
+    """The table of what is kept and what is not."""
+    lines = [f"study {needs.study}: {needs.why}" for needs in found.needs] or ["no study"]
+    lines += [f"being built by {who}: {kind} {key}" for (kind, key), who in found.building.items()]
+    lines += ["", "nobody needs:"]
+    kinds = sorted({item.name[0] for item in found.unneeded})
+    lines += [f"  {kind:<16}{sums(item for item in found.unneeded if item.name[0] == kind)}" for kind in kinds]
+    lines.append(f"  {'in all':<16}{sums(found.unneeded)}")
+    left = [path for _, path in found.leftovers]
+    counts = ", ".join(
+        f"{sum(path.parent.name == place for path in left)} {what}"
+        for place, what in ((".partial", "checkpoints"), (".writing", "half-written stages"), (".damaged", "damaged stages"))
+    )
+    size = sum(map(size_of, [*left, *found.trash]))
+    lines.append(f"left behind: {counts}, {len(found.leases)} leases, {len(found.trash)} pruned before: {megabytes(size)}")
+    lines.append(f"{'kept:':<18}{sums(found.kept)}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Show the stages that no study needs any more, and with --yes delete them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--storage", type=Path, metavar="DIR", help="where studies are kept (default: ~/.local/share/migvis)")
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="STUDY", help="keep all that this study has used; may be repeated"
+    )
+    parser.add_argument("--yes", action="store_true", help="delete; without it the stages are only shown")
+    arguments = parser.parse_args(argv)
+    storage = (arguments.storage or default_storage()).absolute()
+    try:
+        if not arguments.yes:
+            print(describe(survey(storage, arguments.keep)))
+            studies = running(storage)
+            print(f"study {studies[0]} is running: delete when it has ended" if studies else "nothing is deleted without --yes")
+            return 0
+        result = prune(storage, arguments.keep, lambda found: print(describe(found), flush=True))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    size = sum(item.size for item in result.stages)
+    print(f"deleted {len(result.stages)} stages, {megabytes(size)}")
+    for kind, key in result.busy:
+        print(f"kept, since it is being built: {kind} {key}")
+    for path in result.remains:
+        print(f"WARNING: {path}: could not be deleted", file=sys.stderr)
+    return 1 if result.remains else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Deleting the stages that no study needs any more, and what killed processes left behind.
+
+What a study needs is read from its own records, not worked out anew: keys change with the source, and the stages of an
+older study are no less its own. A finished study keeps what its selected trial, the stages shared by all its trials and
+its final stage used, with all inputs of these: with them it can be re-synthesized, exported and given more trials. Any
+other study keeps whatever it used or was about to use, its checkpoints included, because it may be resumed.
+
+What is guaranteed: nothing is deleted while a driver, a trial's process or another prune uses the store (tune.store_lock),
+nor while any stage is being built (tune.leases), by whomever. Each stage is renamed out of the store, with its lease held
+(unless the disk is too full to take one), and deleted afterwards; so it is whole or gone, wherever a prune is killed, and the
+next one deletes what is left. Who begins to read the store meanwhile, on a host that the lock does not reach, may find that a
+stage has vanished under it; that fails its trial, which is tried again, and harms no stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from migvis.errors import InputError
+from tune.leases import PATIENCE, acquire, holder
+from tune.store import StageName, StageStore
+from tune.store_lock import StoreInUse, alone
+from tune.study_folder import running
+
+_Value = TypeVar("_Value")
+_TRASH = ".trash-"
+_PLACES = (".partial", ".writing", ".damaged")
+
+
+@dataclass(frozen=True)
+class StudyNeeds:
+    """The stages that a study keeps, and why; inputs of theirs may not be among them."""
+
+    study: str
+    why: str
+    stages: frozenset[StageName]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A stage of the store: its bytes, and the seconds that it would cost to build it again (0: not known)."""
+
+    name: StageName
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a store holds: `kept` and `unneeded` stages, and what killed processes left.
+
+    leftovers: checkpoints, unfinished and damaged stages, with the stage that they belong to. leases: those that nobody
+    holds. trash: what earlier prunes had no time to delete. building: stages that are being built, and who does it.
+    """
+
+    needs: list[StudyNeeds]
+    kept: list[Item]
+    unneeded: list[Item]
+    leftovers: list[tuple[StageName, Path]]
+    leases: list[Path]
+    trash: list[Path]
+    building: dict[StageName, str]
+
+
+@dataclass
+class Pruned:
+    """What was really deleted. busy: stages that somebody began to build meanwhile, which stay.
+
+    remains: what the file system did not let go.
+    """
+
+    stages: list[Item] = field(default_factory=list)
+    busy: list[StageName] = field(default_factory=list)
+    remains: list[Path] = field(default_factory=list)
+
+
+def _read(path: Path, take: Callable[[Any], _Value]) -> _Value:
+    """`take` of a study's record. Raises InputError for one that is missing or damaged: what it needs is never guessed."""
+    try:
+        return take(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a study's record: {type(error).__name__}: {error}") from None
+
+
+def _names(stages: Iterable[Any]) -> set[StageName]:
+    return {(stage["kind"], stage["key"]) for stage in stages}
+
+
+def _used(path: Path) -> set[StageName]:
+    """What a study's prepare, trial or final stage used, and what it was about to use (tune.trial.Runner)."""
+    return _read(path, lambda content: _names(content["uses"]) | {(kind, key) for kind, key in content.get("wanted", [])})
+
+
+def study_needs(folder: Path, *, whole: bool = False) -> StudyNeeds:
+    """What the study in `folder` keeps; whole: all that it has used, as if it were unfinished.
+
+    Raises InputError where its records cannot be read.
+    """
+    summary = folder / "summary.json"
+    why = "--keep" if whole else "unfinished"
+    finished = _read(folder / "study.json", lambda content: bool(content["finished"]))
+    if finished and not whole:
+        trial = _read(summary, lambda content: int(content["selected"]["trial"]))
+        files = [folder / "uses" / f"{name}.json" for name in ("prepare", f"trial-{trial:03d}", "final")]
+        if all(path.is_file() for path in files):
+            needed = frozenset[StageName]().union(*map(_used, files))
+            return StudyNeeds(folder.name, f"finished; selected trial {trial}", needed)
+        why = "finished; its selected trial left no record of its own"
+    everything = set[StageName]().union(*map(_used, sorted((folder / "uses").glob("*.json"))))
+    if finished or summary.exists():
+        everything |= _read(summary, lambda content: _names(content["stages"]))
+    return StudyNeeds(folder.name, f"{why}: keeps all that it used", frozenset(everything))
+
+
+def _with_inputs(names: Collection[StageName], store: StageStore) -> set[StageName]:
+    """`names` and all stages of the store that they were made from."""
+    by_key = {key: (kind, key) for kind, key in store.stages()}
+    found: set[StageName] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            manifest = store.peek(*name)
+            inputs = manifest.inputs.values() if manifest is not None else ()
+            waiting += [by_key[key] for key in inputs if key in by_key]
+    return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files in a folder; what vanishes meanwhile counts nothing."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += os.lstat(os.path.join(folder, file)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _item(name: StageName, store: StageStore) -> Item:
+    manifest = store.peek(*name)
+    return Item(name, size_of(store.path(*name)), 0.0 if manifest is None else manifest.seconds)
+
+
+def _store(storage: Path) -> StageStore:
+    store = StageStore(storage / "stages")
+    if not store.root.is_dir():
+        raise InputError(f"--storage {storage}: holds no stages")
+    return store
+
+
+def survey(storage: Path, keep: Collection[str] = ()) -> Survey:
+    """What can be deleted from the store of a storage folder; changes nothing. keep: studies that keep all that they used.
+
+    Raises InputError where there is no store or no such study, or where a study's records cannot be read.
+    """
+    store = _store(storage)
+    folders = [path.parent for path in sorted(storage.glob("*/study.json"))]
+    for name in keep:
+        if name not in {folder.name for folder in folders}:
+            raise InputError(f"--keep {name}: there is no such study in {storage}")
+    needs = [study_needs(folder, whole=folder.name in keep) for folder in folders]
+    leases = [(name, path, holder(path)) for name, path in store.entries(".leases")]
+    building = {name: who for name, _, who in leases if who is not None}
+    needed = _with_inputs(set(building).union(*(one.stages for one in needs)), store)
+    items = [_item(name, store) for name in store.stages()]
+    awaited = {name for name in needed if not store.exists(*name)}  # their checkpoints are worth going on from
+    left = [(place, name, path) for place in _PLACES for name, path in store.entries(place) if name not in building]
+    return Survey(
+        needs,
+        kept=[item for item in items if item.name in needed],
+        unneeded=[item for item in items if item.name not in needed],
+        leftovers=[(name, path) for place, name, path in left if place != ".partial" or name not in awaited],
+        leases=[path for _, path, who in leases if who is None],
+        trash=sorted(store.root.glob(f"{_TRASH}*")),
+        building=building,
+    )
+
+
+def prune(
+    storage: Path,
+    keep: Collection[str] = (),
+    show: Callable[[Survey], None] = lambda found: None,
+    patience: float = PATIENCE,
+) -> Pruned:
+    """Deletes what `survey` finds, which `show` is told before. patience: as check_nothing_is_built takes it.
+
+    Raises InputError, with nothing deleted, while the store is in use, and where `survey` does; also where the file system
+    refuses a rename, and then the next call deletes what was renamed until then.
+    """
+    store = _store(storage)
+    try:
+        with alone(store):
+            with store.storage_errors():
+                check_nothing_is_built(store, patience)
+            found = survey(storage, keep)
+            show(found)
+            with store.storage_errors():
+                result, trash = _take_out(store, found)
+    except StoreInUse as refusal:
+        studies = running(storage)
+        raise InputError(f"--storage {storage}: study {studies[0]} is running" if studies else str(refusal)) from None
+    for path in trash:  # in no study's reach any more, so nobody need wait for it
+        shutil.rmtree(path, ignore_errors=True)
+    result.remains += [path for path in trash if path.exists()]
+    return result
+
+
+def check_nothing_is_built(store: StageStore, patience: float) -> None:
+    """Raises InputError while a stage is being built: which inputs it reads is not known here.
+
+    A builder of which this host cannot know whether it lives is watched for longer than `patience` seconds.
+    """
+
+    def lives(folder: Path) -> bool:
+        end = time.monotonic() + 1.5 * patience
+        lease = acquire(folder, until=lambda: time.monotonic() > end, patience=patience)
+        if lease is not None:
+            lease.release()
+        return lease is None
+
+    held = [(name, path, who) for name, path in store.entries(".leases") if (who := holder(path)) is not None]
+    if not held:
+        return
+    with ThreadPoolExecutor(len(held)) as pool:
+        living = list(pool.map(lives, [path for _, path, _ in held]))
+    for ((kind, key), _, who), lived in zip(held, living, strict=True):
+        if lived:
+            raise InputError(f"{store.root}: {kind} {key} is being built by {who}; nothing is deleted meanwhile")
+
+
+def _take_out(store: StageStore, found: Survey) -> tuple[Pruned, list[Path]]:
+    """Renames what is not needed, each thing at once; also returns what is to be deleted then."""
+    result, trash = Pruned(), list(found.trash)
+    unneeded = {item.name: item for item in found.unneeded}
+    paths = {name: [store.path(*name)] for name in unneeded}
+    for name, path in found.leftovers:
+        paths.setdefault(name, []).append(path)
+    for name, its in paths.items():
+        with _claim(store, name) as claimed:
+            if not claimed:
+                result.busy.append(name)
+                continue
+            for path in its:
+                try:
+                    moved = _move(path, store)
+                except PermissionError:
+                    result.remains.append(path)
+                    continue
+                trash += [] if moved is None else [moved]
+                if moved is not None and path == store.path(*name):
+                    result.stages.append(unneeded[name])
+    with contextlib.suppress(PermissionError):
+        folders = {store.lease_folder(*name) for name in paths}.union(found.leases)
+        trash += [moved for path in sorted(folders) if holder(path) is None and (moved := _move(path, store)) is not None]
+    return result, trash
+
+
+@contextlib.contextmanager
+def _claim(store: StageStore, name: StageName) -> Iterator[bool]:
+    """Holds a stage's lease; false if somebody else does."""
+    folder = store.lease_folder(*name)
+    if holder(folder) is not None:
+        yield False
+        return
+    try:
+        lease = acquire(folder, until=lambda: True)
+    except OSError as error:
+        if not store.is_full(error):
+            raise
+        yield True  # a lease takes a file, and to free a full disk is what this is for
+        return
+    if lease is None:
+        yield False
+        return
+    with lease:
+        yield True
+
+
+def _move(path: Path, store: StageStore) -> Path | None:
+    """Out of the store by one rename, into a folder that is there already: on a full disk none can be made."""
+    aside = store.root / f"{_TRASH}{uuid.uuid4().hex}"
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return None
+    return aside
