@@ -11,6 +11,7 @@ from migvis.figures import GridRow, edit_grid, selectivity_matrix
 from migvis.metrics.selectivity import ATTRIBUTES
 from migvis.weights import read_tensors
 from tune.builders import SHOWN_PAIRS
+from tune.gallery import read_gallery
 
 GROUP_NAMES = {1: "group 1\n(pose)", 2: "group 2\n(category)"}
 
@@ -40,6 +41,23 @@ def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path
         rows.append(GridRow(group_label(group, labelled), edits["images"][chosen], captions))
     rows.append(GridRow("no guidance", edits["images"][-shown:]))
     return edit_grid(rows, folder / f"edits_{subject}.png", title)
+
+
+def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, edit_step: float) -> dict[str, Path]:
+    """Grids of all groups: target_SUBJECT, each guided to the target's state, and shift_SUBJECT. edit_step: a fraction of T."""
+    shown = read_gallery(gallery)
+    labelled = dataset.stimuli.category_id is not None
+    title = f"{subject}, edit step {edit_step:g} T"
+    sources = GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))
+    targets = GridRow("target", dataset.images(shown.target.numpy()), names_of(dataset, shown.target))
+    swept, shifted = [sources, targets], [sources]
+    for group, scale, shift, images in zip(
+        shown.group.tolist(), shown.scale.tolist(), shown.shift.tolist(), shown.images, strict=True
+    ):
+        rows, detail = (shifted, f"Δ = {shift:+g}") if shift else (swept, f"γ = {scale:g}")
+        rows.append(GridRow(f"{group_label(group, labelled)}\n{detail}", images))
+    names = {f"target_{subject}": (swept, "guided to the target's"), f"shift_{subject}": (shifted, "shifted by Δ sd")}
+    return {name: edit_grid(rows, folder / f"{name}.png", f"{title}: each group {how}") for name, (rows, how) in names.items()}
 
 
 def names_of(dataset: Dataset, rows: Tensor) -> list[str] | None:
