@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from migvis.bundle import assemble_bundle
 from migvis.weights import read_json
 from tune.context import StudyContext
-from tune.pictures import gallery_grids, selectivity_picture, trial_grid
+from tune.pictures import gallery_grids, scored_pictures
+from tune.runner import Runner
 from tune.selection import Selected
 from tune.space import apply
 from tune.stage_data import dataset_at
 from tune.summary import git_revision
-from tune.trial import Runner, means, seeds_of, stage_folders, stages_of, write_study_models
+from tune.trial import means, seeds_of, stage_folders, stages_of, write_study_models
 from tune.trial_result import FinalResult
 
 
@@ -28,7 +31,8 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
     dataset = dataset_at(context.data_path)
     folder = context.folder / "final"
     folder.mkdir(parents=True, exist_ok=True)
-    values, images = {}, {}
+    values: dict[tuple[str, int], dict[str, float]] = {}
+    images: dict[str, Path] = {}
     runner.together(stages.vaes(seeds))
     for subject in subjects:
         for seed in seeds:
@@ -38,10 +42,8 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
             values[subject, seed] = metrics | read_json(evaluation.path / "metrics.json")
             if seed == seeds[0]:
                 title = f"selected trial {selected.trial}, {subject}: edits of test stimuli"
-                images[f"scored_{subject}"] = trial_grid(dataset, synthesis.path, evaluation.path, folder, subject, title)
-                picture = selectivity_picture(evaluation.path, folder, subject)
-                if picture is not None:
-                    images[f"selectivity_{subject}"] = picture
+                pictures = scored_pictures(dataset, synthesis.path, evaluation.path, folder, subject, title)
+                images |= {f"scored_{subject}": pictures.pop(f"edits_{subject}"), **pictures}
         shown = runner(stages.gallery(subject, seeds[0])).path
         images |= gallery_grids(dataset, shown, folder, subject, configuration.synthesis.edit_step)
     models = folder / "models"

@@ -21,10 +21,22 @@ def group_label(group: int, labelled: bool) -> str:
     return GROUP_NAMES.get(group, f"group {group}") if labelled else f"group {group}"
 
 
-def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path, subject: str, title: str) -> Path:
+def scored_pictures(
+    dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path, subject: str, title: str
+) -> dict[str, Path]:
+    """Of the scored edits: the grid edits_SUBJECT and the matrix selectivity_SUBJECT, where it could be measured."""
+    readings = read_tensors(evaluation / "readings.safetensors")
+    pictures = {f"edits_{subject}": _scored_grid(dataset, synthesis, readings, folder / f"edits_{subject}.png", title)}
+    if "matrix" in readings:
+        names = [GROUP_NAMES[group].replace("\n", " ") for group in (1, 2)]
+        path = folder / f"selectivity_{subject}.png"
+        pictures[f"selectivity_{subject}"] = selectivity_matrix(readings["matrix"], names, list(ATTRIBUTES), path)
+    return pictures
+
+
+def _scored_grid(dataset: Dataset, synthesis: Path, readings: dict[str, Tensor], path: Path, title: str) -> Path:
     """Source, target, the edits of each group and the unguided return, for the pairs of a trial that have them."""
     edits = read_tensors(synthesis / "edits.safetensors")
-    readings = read_tensors(evaluation / "readings.safetensors")
     source, target = edits["source"], edits["target"]
     labelled = dataset.stimuli.category_id is not None
     rows = [
@@ -40,7 +52,7 @@ def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path
             captions = reading_captions(dataset, readings, chosen)
         rows.append(GridRow(group_label(group, labelled), edits["images"][chosen], captions))
     rows.append(GridRow("no guidance", edits["images"][-shown:]))
-    return edit_grid(rows, folder / f"edits_{subject}.png", title)
+    return edit_grid(rows, path, title)
 
 
 def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, edit_step: float) -> dict[str, Path]:
@@ -75,12 +87,3 @@ def reading_captions(dataset: Dataset, readings: dict[str, Tensor], chosen: Tens
         shown = name if bool(readings["valid"][row]) else "no object"
         captions.append(f"{shown}\n{float(readings['score'][row]):+.2f}")
     return captions
-
-
-def selectivity_picture(evaluation: Path, folder: Path, subject: str) -> Path | None:
-    """The selectivity matrix as a picture; none where it could not be measured."""
-    readings = read_tensors(evaluation / "readings.safetensors")
-    if "matrix" not in readings:
-        return None
-    names = [GROUP_NAMES[1].replace("\n", " "), GROUP_NAMES[2].replace("\n", " ")]
-    return selectivity_matrix(readings["matrix"], names, list(ATTRIBUTES), folder / f"selectivity_{subject}.png")

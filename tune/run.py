@@ -76,7 +76,8 @@ def default_hooks() -> Hooks:
     """The science: tune.trial and tune.final."""
     from tune.context import Hooks
     from tune.final import finish
-    from tune.trial import EXPECTED_SECONDS, open_data, plan, prepare, run_trial
+    from tune.study_data import open_data
+    from tune.trial import EXPECTED_SECONDS, plan, prepare, run_trial
 
     return Hooks(
         open_data=open_data,
