@@ -29,9 +29,9 @@ from tune.stages import Stages
 from tune.store import StageStore
 from tune.store_lock import in_use
 from tune.study_config import STUDY_PRESETS
+from tune.study_data import open_data
 from tune.study_folder import write_json
 from tune.summary import git_revision, machine
-from tune.trial import open_data
 
 GRID: dict[str, tuple[float, ...]] = {
     "pc_weight": (5e-5, 1e-3, 1e-2),

@@ -70,9 +70,7 @@ def test_standard_vaes_and_data_without_labels_are_fitted_together(stimuli: tupl
     responses, pose, category = stimuli
     for labels in ((pose, category), (None, None)):
         configs = [standard(CONFIG), standard(CONFIG.model_copy(update={"kl_weight": 0.1}))]
-        for config, (vae, result) in zip(
-            configs, fit_vaes(responses, *labels, configs, [0, 0], category_count=3), strict=True
-        ):
+        for config, (vae, result) in zip(configs, fit_vaes(responses, *labels, configs, [0, 0], category_count=3), strict=True):
             alone, _ = fit_vae(responses, *labels, config, category_count=3, seed=0)
             assert set(result.curves) == {"loss", "mse", "kl", "pc", "pc_saturation"}
             closest((vae_state(vae)[0], vae_state(alone)[0]), rtol=0, atol=1e-10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -121,12 +122,12 @@ def build_representation(data_path: Path, context: StageContext) -> None:
     save_json(context.folder / "metrics.json", metrics)
 
 
-def editor(
-    denoiser: Path, vae: Path, critic: Path, dataset: Dataset, subject: str, config: SynthesisConfig
-) -> tuple[Editor, Tensor]:
-    """An editor from stage folders, and the posterior means [S, D] of all stimuli of the subject."""
-    unet, model = denoiser_at(denoiser), load_critic_folder(critic).to(device())
-    network = load_vae_folder(vae)
+def editor(context: StageContext, dataset: Dataset) -> tuple[Editor, Tensor]:
+    """The editor of a stage that edits, from its inputs and its configuration, and posterior means [S, D] of all stimuli."""
+    stage = context.stage.config
+    config, subject = SynthesisConfig.model_validate(dict(stage["synthesis"])), stage["subject"]
+    unet, model = denoiser_at(context.input("denoiser")), load_critic_folder(context.input("critic")).to(device())
+    network = load_vae_folder(context.input("vae"))
     with torch.no_grad():
         latents, _ = network.encode(torch.tensor(dataset.subjects[subject].response))
     training, picture = training_pictures(dataset)
@@ -151,21 +152,13 @@ def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor
 
 def build_synthesis(data_path: Path, context: StageContext) -> None:
     """edits.safetensors: images, group, pair, scale per edit; source and target rows per pair. bank.safetensors."""
-    config, dataset = context.stage.config, dataset_at(data_path)
-    synthesis = SynthesisConfig.model_validate(dict(config["synthesis"]))
-    made, latents = editor(
-        context.input("denoiser"),
-        context.input("vae"),
-        context.input("critic"),
-        dataset,
-        config["subject"],
-        synthesis,
-    )
+    dataset = dataset_at(data_path)
+    made, latents = editor(context, dataset)
     stored = read_tensors(context.input("trajectory") / "states.safetensors")
     source, target = stored["source"], stored["target"]
-    edits, pair = trial_edits(latents, made.critic.group_rank, source, target, synthesis.guidance_scale)
+    edits, pair = trial_edits(latents, made.critic.group_rank, source, target, made.config.guidance_scale)
     stimuli = dataset.images(source.numpy())
-    images = made.edit(stimuli, stored["states"][made.step()], edits, progress=_edit_progress(context))
+    images = made.edit(stimuli, stored["states"][made.step()], edits, progress=edit_progress(context, "synthesis"))
     save_bank(context.folder, made.bank)
     save_tensors(
         context.folder / "edits.safetensors",
@@ -183,9 +176,13 @@ def build_evaluation(data_path: Path, context: StageContext) -> None:
     save_tensors(context.folder / "readings.safetensors", readings)
 
 
-def _edit_progress(context: StageContext) -> Callable[[int, int], None]:
+def edit_progress(context: StageContext, name: str) -> Callable[[int, int], None]:
+    """What Editor.edit tells of its progress, passed on under a name with the time left."""
+    begin = time.perf_counter()
+
     def report(done: int, count: int) -> None:
-        context.progress(Progress("synthesis", done, count, 0.0, 0.0, 0.0))
+        seconds = time.perf_counter() - begin
+        context.progress(Progress(name, done, count, 0.0, seconds, seconds / done * (count - done)))
 
     return report
 

@@ -5,26 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from migvis.bundle import assemble_bundle
-from migvis.config import Configuration
-from migvis.data import Dataset
-from migvis.figures import GridRow, edit_grid
-from migvis.synthesis import Editor, Edits, shift_edits, target_edits
-from migvis.training import Progress
-from migvis.weights import read_json, read_tensors
-from tune.builders import editor
+from migvis.weights import read_json
 from tune.context import StudyContext
-from tune.pictures import group_label, names_of, selectivity_picture, trial_grid
+from tune.pictures import gallery_grids, scored_pictures
+from tune.runner import Runner
 from tune.selection import Selected
 from tune.space import apply
 from tune.stage_data import dataset_at
 from tune.summary import git_revision
-from tune.trial import Runner, means, seeds_of, stage_folders, stages_of, write_study_models
+from tune.trial import means, seeds_of, stage_folders, stages_of, write_study_models
 from tune.trial_result import FinalResult
-
-SHOWN_STIMULI = 3
 
 
 def finish(context: StudyContext, selected: Selected) -> FinalResult:
@@ -39,7 +31,8 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
     dataset = dataset_at(context.data_path)
     folder = context.folder / "final"
     folder.mkdir(parents=True, exist_ok=True)
-    values, images = {}, {}
+    values: dict[tuple[str, int], dict[str, float]] = {}
+    images: dict[str, Path] = {}
     runner.together(stages.vaes(seeds))
     for subject in subjects:
         for seed in seeds:
@@ -49,11 +42,10 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
             values[subject, seed] = metrics | read_json(evaluation.path / "metrics.json")
             if seed == seeds[0]:
                 title = f"selected trial {selected.trial}, {subject}: edits of test stimuli"
-                images[f"scored_{subject}"] = trial_grid(dataset, synthesis.path, evaluation.path, folder, subject, title)
-                picture = selectivity_picture(evaluation.path, folder, subject)
-                if picture is not None:
-                    images[f"selectivity_{subject}"] = picture
-        images |= _show(context, runner, configuration, dataset, subject, seeds[0], folder)
+                pictures = scored_pictures(dataset, synthesis.path, evaluation.path, folder, subject, title)
+                images |= {f"scored_{subject}": pictures.pop(f"edits_{subject}"), **pictures}
+        shown = runner(stages.gallery(subject, seeds[0])).path
+        images |= gallery_grids(dataset, shown, folder, subject, configuration.synthesis.edit_step)
     models = folder / "models"
     write_study_models(models, configuration, {s: stage_folders(runner, stages, s, seeds[0]) for s in subjects})
     metrics, per_seed = means(values)
@@ -80,68 +72,3 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
 
 def _sd(values: list[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).std())
-
-
-def _show(
-    context: StudyContext, runner: Runner, configuration: Configuration, dataset: Dataset, subject: str, seed: int, folder: Path
-) -> dict[str, Path]:
-    """Grids of all groups: `target` over a sweep of γ, and `shift` in both directions."""
-    stages = stages_of(context, configuration)
-    config = configuration.synthesis
-    states_of = read_tensors(runner(stages.trajectory("test", config.final_pairs)).path / "states.safetensors")
-    folders = [
-        runner.store.path(s.kind, s.key) for s in (stages.denoiser(), stages.vae(subject, seed), stages.critic(subject, seed))
-    ]
-    made, latents = editor(folders[0], folders[1], folders[2], dataset, subject, config)
-    source, target = (states_of[name][:SHOWN_STIMULI] for name in ("source", "target"))
-    states = states_of["states"][made.step()][:SHOWN_STIMULI]
-    target_rows = _target_rows(configuration, made, latents, source, target)
-    shift_rows = _shift_rows(configuration, made, latents, folders[1], source)
-    labels, edits = zip(*target_rows, *shift_rows, strict=True)
-
-    def report(done: int, total: int) -> None:
-        runner.reporter(Progress("final: showing edits", done, total, 0.0, 0.0, 0.0))
-
-    pictures = made.edit(dataset.images(source.numpy()), states, Edits.join(edits), progress=report).split(len(source))
-    labelled = dataset.stimuli.category_id is not None
-    rows = [GridRow(_row_label(group, detail, labelled), part) for (group, detail), part in zip(labels, pictures, strict=True)]
-    sources = GridRow("source", dataset.images(source.numpy()), names_of(dataset, source))
-    targets = GridRow("target", dataset.images(target.numpy()), names_of(dataset, target))
-    title = f"{subject}, edit step {config.edit_step:g} T"
-    swept = edit_grid(
-        [sources, targets, *rows[: len(target_rows)]],
-        folder / f"target_{subject}.png",
-        f"{title}: each group guided to the target's",
-    )
-    shifted = edit_grid(
-        [sources, *rows[len(target_rows) :]], folder / f"shift_{subject}.png", f"{title}: each group shifted by Δ sd"
-    )
-    return {f"target_{subject}": swept, f"shift_{subject}": shifted}
-
-
-Labelled = tuple[tuple[int, str], Edits]
-
-
-def _target_rows(configuration: Configuration, made: Editor, latents: Tensor, source: Tensor, target: Tensor) -> list[Labelled]:
-    config, rank, every = configuration.synthesis, configuration.vae.group_rank, torch.arange(len(source))
-    scales = sorted({*config.sweep_scales, config.guidance_scale})
-    return [
-        ((group, f"γ = {scale:g}"), target_edits(every, group, scale, latents[target], rank, source, target))
-        for group in range(1, configuration.vae.group_count + 1)
-        for scale in scales
-    ]
-
-
-def _shift_rows(configuration: Configuration, made: Editor, latents: Tensor, vae: Path, source: Tensor) -> list[Labelled]:
-    config, every = configuration.synthesis, torch.arange(len(source))
-    scale = read_tensors(vae / "vae.safetensors")["latent_scale"].view(configuration.vae.group_count, -1)
-    shifts = sorted({sign * size for size in config.shifts for sign in (-1.0, 1.0)})
-    return [
-        ((group, f"Δ = {shift:+g}"), shift_edits(every, group, config.guidance_scale, latents[source], shift, scale, source))
-        for group in range(1, configuration.vae.group_count + 1)
-        for shift in shifts
-    ]
-
-
-def _row_label(group: int, detail: str, labelled: bool) -> str:
-    return f"{group_label(group, labelled)}\n{detail}"

@@ -11,6 +11,7 @@ from migvis.figures import GridRow, edit_grid, selectivity_matrix
 from migvis.metrics.selectivity import ATTRIBUTES
 from migvis.weights import read_tensors
 from tune.builders import SHOWN_PAIRS
+from tune.gallery import read_gallery
 
 GROUP_NAMES = {1: "group 1\n(pose)", 2: "group 2\n(category)"}
 
@@ -20,10 +21,22 @@ def group_label(group: int, labelled: bool) -> str:
     return GROUP_NAMES.get(group, f"group {group}") if labelled else f"group {group}"
 
 
-def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path, subject: str, title: str) -> Path:
+def scored_pictures(
+    dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path, subject: str, title: str
+) -> dict[str, Path]:
+    """Of the scored edits: the grid edits_SUBJECT and the matrix selectivity_SUBJECT, where it could be measured."""
+    readings = read_tensors(evaluation / "readings.safetensors")
+    pictures = {f"edits_{subject}": _scored_grid(dataset, synthesis, readings, folder / f"edits_{subject}.png", title)}
+    if "matrix" in readings:
+        names = [GROUP_NAMES[group].replace("\n", " ") for group in (1, 2)]
+        path = folder / f"selectivity_{subject}.png"
+        pictures[f"selectivity_{subject}"] = selectivity_matrix(readings["matrix"], names, list(ATTRIBUTES), path)
+    return pictures
+
+
+def _scored_grid(dataset: Dataset, synthesis: Path, readings: dict[str, Tensor], path: Path, title: str) -> Path:
     """Source, target, the edits of each group and the unguided return, for the pairs of a trial that have them."""
     edits = read_tensors(synthesis / "edits.safetensors")
-    readings = read_tensors(evaluation / "readings.safetensors")
     source, target = edits["source"], edits["target"]
     labelled = dataset.stimuli.category_id is not None
     rows = [
@@ -39,7 +52,24 @@ def trial_grid(dataset: Dataset, synthesis: Path, evaluation: Path, folder: Path
             captions = reading_captions(dataset, readings, chosen)
         rows.append(GridRow(group_label(group, labelled), edits["images"][chosen], captions))
     rows.append(GridRow("no guidance", edits["images"][-shown:]))
-    return edit_grid(rows, folder / f"edits_{subject}.png", title)
+    return edit_grid(rows, path, title)
+
+
+def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, edit_step: float) -> dict[str, Path]:
+    """Grids of all groups: target_SUBJECT, each guided to the target's state, and shift_SUBJECT. edit_step: a fraction of T."""
+    shown = read_gallery(gallery)
+    labelled = dataset.stimuli.category_id is not None
+    title = f"{subject}, edit step {edit_step:g} T"
+    sources = GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))
+    targets = GridRow("target", dataset.images(shown.target.numpy()), names_of(dataset, shown.target))
+    swept, shifted = [sources, targets], [sources]
+    for group, scale, shift, images in zip(
+        shown.group.tolist(), shown.scale.tolist(), shown.shift.tolist(), shown.images, strict=True
+    ):
+        rows, detail = (shifted, f"Δ = {shift:+g}") if shift else (swept, f"γ = {scale:g}")
+        rows.append(GridRow(f"{group_label(group, labelled)}\n{detail}", images))
+    names = {f"target_{subject}": (swept, "guided to the target's"), f"shift_{subject}": (shifted, "shifted by Δ sd")}
+    return {name: edit_grid(rows, folder / f"{name}.png", f"{title}: each group {how}") for name, (rows, how) in names.items()}
 
 
 def names_of(dataset: Dataset, rows: Tensor) -> list[str] | None:
@@ -57,12 +87,3 @@ def reading_captions(dataset: Dataset, readings: dict[str, Tensor], chosen: Tens
         shown = name if bool(readings["valid"][row]) else "no object"
         captions.append(f"{shown}\n{float(readings['score'][row]):+.2f}")
     return captions
-
-
-def selectivity_picture(evaluation: Path, folder: Path, subject: str) -> Path | None:
-    """The selectivity matrix as a picture; none where it could not be measured."""
-    readings = read_tensors(evaluation / "readings.safetensors")
-    if "matrix" not in readings:
-        return None
-    names = [GROUP_NAMES[1].replace("\n", " "), GROUP_NAMES[2].replace("\n", " ")]
-    return selectivity_matrix(readings["matrix"], names, list(ATTRIBUTES), folder / f"selectivity_{subject}.png")

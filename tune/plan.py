@@ -14,8 +14,6 @@ from tune.stages import EXPECTED_SECONDS
 from tune.store import StageStore
 from tune.trial import seeds_of, stages_of
 
-SHOWING_SECONDS = 20.0
-"""Seconds of the final stage's own pictures, which are no stage, at the quick preset on 2 CPU cores."""
 _SOURCES = "stored: what this stage cost; observed: the median of its kind here; expected: the quick preset's on 2 CPU cores"
 
 
@@ -32,12 +30,7 @@ def plan(context: StudyContext, space: SearchSpace) -> str:
     trial = _without(rows_of(first.trial_stages(seeds), store, EXPECTED_SECONDS), study)
     full = _without(rows_of(other.trial_stages(seeds), store, EXPECTED_SECONDS), study)
     ends = [
-        rows_of(
-            stages.trial_stages(seeds_of(context, search.final_seeds), "test", configuration.synthesis.final_pairs),
-            store,
-            EXPECTED_SECONDS,
-        )
-        for stages in (first, other)
+        rows_of(stages.final_stages(seeds_of(context, search.final_seeds)), store, EXPECTED_SECONDS) for stages in (first, other)
     ]
     shared = {row.key for row in ends[0] if row.exists}
     final = [row for row in _without(ends[1], [*study, *full]) if row.key not in shared]
@@ -45,9 +38,9 @@ def plan(context: StudyContext, space: SearchSpace) -> str:
     lines += [f"trial 0 ({', '.join(f'{name} {value:g}' for name, value in start.items())}):", *map(_line, trial)]
     lines += _hits_and_misses([*study, *trial])
     left, missing = [row for row in study if not row.exists], [row for row in trial if not row.exists]
-    each, end, others = _seconds(full), _seconds(final) + SHOWING_SECONDS, search.trials - 1
+    each, end, others = _seconds(full), _seconds(final), search.trials - 1
     total = _seconds(left) + _seconds(missing) + others * each + end
-    guessed = _expected(left) + _expected(missing) + others * _expected(full) + _expected(final) + SHOWING_SECONDS
+    guessed = _expected(left) + _expected(missing) + others * _expected(full) + _expected(final)
     lines.append(
         f"estimate: {_seconds(left):.0f} s for the study stages, {_seconds(missing):.0f} s for trial 0, about {each:.0f} s for "
         f"each of the other {others} trials (less what it reuses), about {end:.0f} s for the final stage: "

@@ -77,7 +77,8 @@ def default_hooks() -> Hooks:
     from tune.context import Hooks
     from tune.final import finish
     from tune.plan import plan
-    from tune.trial import EXPECTED_SECONDS, open_data, prepare, run_trial
+    from tune.study_data import open_data
+    from tune.trial import EXPECTED_SECONDS, prepare, run_trial
 
     return Hooks(
         open_data=open_data,

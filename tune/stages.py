@@ -15,12 +15,14 @@ from typing import Any
 from migvis.config import Configuration, VAEConfig
 from migvis.vae import standard
 from migvis.vae_fit import shared_by
-from tune import builders, fits
+from tune import builders, fits, gallery
 from tune.stage_graph import Stage, Together
 
 _DATA = ("migvis.data.dataset", "tune.stage_data")
 _DENOISER = ("migvis.diffusion",)
 _SCORES = ("migvis.metrics.edit_scores", "migvis.data.synthetic")
+_EDITS = ("migvis.synthesis",)
+_EDIT_FIELDS = {"edit_step", "guidance_scale", "guidance", "form", "jacobian", "bank_size"}
 """Modules by which a stage's source is known; what they import is found (tune.sources)."""
 
 EXPECTED_SECONDS = {
@@ -34,6 +36,7 @@ EXPECTED_SECONDS = {
     "critic": 8.0,
     "synthesis": 10.0,
     "evaluation": 4.0,
+    "gallery": 18.0,
 }
 """Seconds of each kind on 2 CPU cores at the quick preset, until a store has observed its own."""
 
@@ -199,28 +202,47 @@ class Stages:
         """The scored `target` edits of groups 1 and 2, some edits of the others, and unguided ones."""
         config = self.configuration.synthesis
         pairs = config.trial_pairs if count is None else count
-        inputs = {
-            "denoiser": self.denoiser(),
-            "vae": self.vae(subject, seed),
-            "critic": self.critic(subject, seed),
-            "trajectory": self.trajectory(split, pairs),
-        }
-        names = {"edit_step", "guidance_scale", "guidance", "form", "jacobian", "bank_size"}
         fields = {
             "data": self.data_digest,
             "subject": subject,
             "split": split,
             "pairs": pairs,
-            "synthesis": config.model_dump(mode="json", include=names),
+            "synthesis": config.model_dump(mode="json", include=_EDIT_FIELDS),
         }
         return self._stage(
             "synthesis",
             fields,
             builders.build_synthesis,
-            inputs=inputs,
-            modules=("migvis.synthesis",),
+            inputs=self._edit_inputs(subject, seed, split, pairs),
+            modules=_EDITS,
             seed=self.seed,
             label=f"{subject} {split}",
+        )
+
+    def _edit_inputs(self, subject: str, seed: int, split: str, pairs: int) -> dict[str, Stage]:
+        return {
+            "denoiser": self.denoiser(),
+            "vae": self.vae(subject, seed),
+            "critic": self.critic(subject, seed),
+            "trajectory": self.trajectory(split, pairs),
+        }
+
+    def gallery(self, subject: str, seed: int) -> Stage:
+        """Edits of a few test stimuli that are shown: `target` over a sweep of γ, and `shift` in both directions."""
+        config = self.configuration.synthesis
+        fields = {
+            "data": self.data_digest,
+            "subject": subject,
+            "stimuli": gallery.SHOWN_STIMULI,
+            "synthesis": config.model_dump(mode="json", include=_EDIT_FIELDS | {"sweep_scales", "shifts"}),
+        }
+        return self._stage(
+            "gallery",
+            fields,
+            gallery.build_gallery,
+            inputs=self._edit_inputs(subject, seed, "test", config.final_pairs),
+            modules=("tune.builders", *_EDITS),
+            label=f"{subject} test",
         )
 
     def evaluation(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:
@@ -236,8 +258,16 @@ class Stages:
             label=f"{subject} {split}",
         )
 
-    def trial_stages(self, seeds: range, split: str = "validation", count: int | None = None) -> list[Stage]:
-        """What one trial, or the final stage on the test split, needs in the end, for all configured subjects."""
+    def trial_stages(self, seeds: range) -> list[Stage]:
+        """What one trial needs in the end, for all configured subjects."""
+        return self._scored(seeds, "validation", None)
+
+    def final_stages(self, seeds: range) -> list[Stage]:
+        """What the final stage needs in the end: scores on the test split, and the edits that are shown."""
+        shown = [self.gallery(subject, seeds[0]) for subject in self.configuration.data.subjects]
+        return [*self._scored(seeds, "test", self.configuration.synthesis.final_pairs), *shown]
+
+    def _scored(self, seeds: range, split: str, count: int | None) -> list[Stage]:
         return [
             stage
             for subject in self.configuration.data.subjects

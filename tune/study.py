@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -115,6 +117,9 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     opened = open_study(request)
     hooks = load_hooks()
     config, storage = opened.config, opened.storage
+    if not request.dry_run:
+        # Ray takes seconds to import: beside the making of a data set, by a thread whose end the interpreter awaits.
+        threading.Thread(target=importlib.import_module, args=("tune.study_run",), name="imports").start()
     data = hooks.open_data(config, storage)
     space = SearchSpace.of(config, data.training_pictures)
     created = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -5,73 +5,25 @@ A trial fits each configured subject for each seed; its objectives and its const
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from migvis.bundle import write_models
 from migvis.config import Configuration
-from migvis.data import Dataset, load_dataset
-from migvis.data.synthetic.stimuli import make_synthetic
-from migvis.errors import InputError
-from migvis.metrics.edit_scores import evaluation_pairs
-from migvis.training import Progress
 from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_json, save_vae
-from tune.context import DataSummary, StudyContext
+from tune.context import StudyContext
 from tune.notes import cautions
-from tune.pictures import selectivity_picture, trial_grid
-from tune.pipeline import StageResult, StageUse, ensure, ensure_together, topological
-from tune.stage_data import dataset_at, training_pictures
-from tune.stage_graph import Stage
+from tune.pictures import scored_pictures
+from tune.pipeline import StageResult
+from tune.runner import Runner
+from tune.stage_data import dataset_at
 from tune.stages import Stages
-from tune.store import StageName, StageStore
-from tune.study_config import StudyConfig
-from tune.study_folder import write_json
 from tune.trial_result import Prepared, TrialResult
 
 EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
 """Seconds of the quick preset's phases on 2 CPU cores."""
-
-
-def open_data(config: StudyConfig, storage: Path) -> DataSummary:
-    """The data set of a configuration; the synthetic one is made once per storage folder.
-
-    Raises InputError for a bad file, an unknown subject, or a data set without anything to optimise.
-    """
-    data = config.data
-    if data.path is not None:
-        path = Path(data.path).expanduser().absolute()
-    else:
-        fields = data.model_dump(mode="json", exclude={"path", "subjects"})
-        digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()[:12]
-        path = storage / "data" / f"synthetic-{digest}.h5"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            make_synthetic(data, path)
-    dataset = load_dataset(path)
-    for name in data.subjects:
-        if name not in dataset.subjects:
-            raise InputError(f"data.subjects: {path} has no subject {name!r}; it has {', '.join(dataset.subjects)}")
-    labelled = dataset.stimuli.category_id is not None or dataset.stimuli.pose is not None
-    both = dataset.stimuli.category_id is not None and dataset.stimuli.pose is not None
-    rendered = dataset.source == "synthetic"
-    possible = {"group_mig": labelled, "selectivity": both, "realism": rendered}
-    objectives = tuple(name for name, exists in possible.items() if exists)
-    _check_pairs(dataset, config)
-    _, picture = training_pictures(dataset)
-    return DataSummary(path, dataset.digest, int(picture.max()) + 1, objectives or ("neural_r2",), rendered)
-
-
-def _check_pairs(dataset: Dataset, config: StudyConfig) -> None:
-    """Raises InputError where a split has too few pairs of stimuli: the test split would be asked only at the very end."""
-    synthesis = config.synthesis
-    for split, count in (("validation", synthesis.trial_pairs), ("test", synthesis.final_pairs)):
-        evaluation_pairs(dataset, split, count, seed=0)
 
 
 def _check_encoder(configuration: Configuration) -> None:
@@ -95,70 +47,6 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
         workers=context.workers,
         ray_train=ray_train,
     )
-
-
-class Runner:
-    """Gets stages from the study's store, reports what is fitted and reused, and remembers every use.
-
-    Also across the death of its process: what it had fitted before is not reused later.
-    """
-
-    def __init__(self, context: StudyContext, title: str, reporter: str) -> None:
-        torch.set_num_threads(context.config.search.threads_per_trial)
-        self.store = StageStore(context.stages_root)
-        self.reporter = context.reporter(reporter)
-        self.title = title
-        self._file = context.folder / "uses" / f"{reporter}.json"
-        self.uses: list[StageUse] = []
-        self._wanted: set[StageName] = set()
-        if self._file.exists():
-            content = read_json(self._file)
-            self.uses += [StageUse(**use) for use in content["uses"]]
-            self._wanted |= {(kind, key) for kind, key in content.get("wanted", [])}
-
-    def __call__(self, stage: Stage) -> StageResult:
-        self.reporter.update(f"{self.title}: {stage}")
-        self._want([stage])
-        result = ensure(stage, self.store, uses=self.uses, progress=self._report)
-        self._remember()
-        return result
-
-    def together(self, stages: Sequence[Stage]) -> None:
-        """Builds at once those that are missing and can be, for later calls to find."""
-        self._want(stages)
-        try:
-            ensure_together(stages, self.store, uses=self.uses, progress=self._report)
-        finally:
-            self._remember()
-
-    def _want(self, stages: Sequence[Stage]) -> None:
-        """Notes what will be read or built before it is, so that a study which is killed keeps that, too (tune.pruning)."""
-        self._wanted |= {(stage.kind, stage.key) for stage in topological(stages)}
-        self._remember()
-
-    def _remember(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"uses": self.records(), "wanted": sorted(self._wanted)})
-
-    def _report(self, stage: Stage, progress: Any) -> None:
-        if isinstance(progress, Progress):
-            left = progress.seconds_left if progress.seconds > 0 else None
-            self.reporter.update(f"{self.title}: {progress.name}", progress.step, progress.steps, left)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The first use of each stage, as TrialResult and the summary want them: what is fitted here is not reused here."""
-        first: dict[tuple[str, str], StageUse] = {}
-        for use in self.uses:
-            first.setdefault((use.kind, use.key), use)
-        return [asdict(use) for use in first.values()]
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of the stages that were built here, by kind."""
-        built: dict[str, float] = {}
-        for use in self.uses:
-            if not use.reused:
-                built[use.kind] = built.get(use.kind, 0.0) + use.seconds
-        return built
 
 
 def prepare(context: StudyContext) -> Prepared:
@@ -205,42 +93,29 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
     margin = context.config.search.r2_margin
     constraint = fmean(metrics["standard_neural_r2"] - margin - metrics["neural_r2"] for metrics in values.values())
     folder = context.trial_folder(number)
-    models = folder / "models"
-    if constraint > 0:
+    models, pruned = folder / "models", constraint > 0
+    images: dict[str, Path] = {}
+    if pruned:
         for subject in subjects:
             save_vae(models / subject, load_vae_folder(runner(stages.vae(subject, seeds[0])).path))
-        metrics, per_seed = means(values)
-        return TrialResult(
-            metrics=metrics,
-            constraint=constraint,
-            pruned=True,
-            per_seed=per_seed,
-            curves=curves,
-            artifacts={"models": models},
-            stages=runner.records(),
-            seconds=runner.seconds(),
-        )
-    images: dict[str, Path] = {}
-    for subject, seed in fits:
-        critic = runner(stages.critic(subject, seed))
-        curves |= named_curves(f"{subject}/critic/seed{seed}", critic)
-        for group, (bound, error) in read_json(critic.path / "bounds.json").items():
-            values[subject, seed] |= {f"mi_bound/group{group}": bound, f"mi_bound_error/group{group}": error}
-        synthesis, evaluation = runner(stages.synthesis(subject, seed)), runner(stages.evaluation(subject, seed))
-        values[subject, seed] |= read_json(evaluation.path / "metrics.json")
-        if seed == seeds[0]:
-            title = f"trial {number}, {subject}: " + ", ".join(f"{name} {value:g}" for name, value in params.items())
-            images[f"edits_{subject}"] = trial_grid(
-                dataset_at(context.data_path), synthesis.path, evaluation.path, folder, subject, title
-            )
-            picture = selectivity_picture(evaluation.path, folder, subject)
-            if picture is not None:
-                images[f"selectivity_{subject}"] = picture
-    write_study_models(models, configuration, {subject: stage_folders(runner, stages, subject, seeds[0]) for subject in subjects})
+    else:
+        for subject, seed in fits:
+            critic = runner(stages.critic(subject, seed))
+            curves |= named_curves(f"{subject}/critic/seed{seed}", critic)
+            for group, (bound, error) in read_json(critic.path / "bounds.json").items():
+                values[subject, seed] |= {f"mi_bound/group{group}": bound, f"mi_bound_error/group{group}": error}
+            synthesis, evaluation = runner(stages.synthesis(subject, seed)), runner(stages.evaluation(subject, seed))
+            values[subject, seed] |= read_json(evaluation.path / "metrics.json")
+            if seed == seeds[0]:
+                title = f"trial {number}, {subject}: " + ", ".join(f"{name} {value:g}" for name, value in params.items())
+                dataset = dataset_at(context.data_path)
+                images |= scored_pictures(dataset, synthesis.path, evaluation.path, folder, subject, title)
+        write_study_models(models, configuration, {name: stage_folders(runner, stages, name, seeds[0]) for name in subjects})
     metrics, per_seed = means(values)
     return TrialResult(
         metrics=metrics,
         constraint=constraint,
+        pruned=pruned,
         per_seed=per_seed,
         curves=curves,
         images=images,

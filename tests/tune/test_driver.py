@@ -102,6 +102,29 @@ class CallsElsewhere:
         return self.folder
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_while_the_data_set_is_made_and_ray_is_imported_exits_130(tmp_path, driver_script, how) -> None:
+    making = tmp_path / "making"
+    waits = f"""
+def open_data(config, storage):
+    while "ray" not in sys.modules:
+        time.sleep(0.05)
+    Path({str(making)!r}).touch()
+    time.sleep(600)
+
+hooks = Hooks(open_data, prepare, run_trial, finish, plan=None)
+"""
+    driver_script.write_text(driver_script.read_text().replace("\nfrom tune.run", f"{waits}\nfrom tune.run"))
+    process = Driver(driver_script).start("--study", "i")
+    while not making.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=90)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert not (tmp_path / "i").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_exits_130_with_the_line_that_resumes(storage, driver_script, how) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tune.context import StudyContext
-from tune.plan import SHOWING_SECONDS, another, plan
+from tune.plan import another, plan
 from tune.space import PARAMETERS, SearchSpace, apply
 from tune.stage_graph import Stage, topological
 from tune.stages import EXPECTED_SECONDS
@@ -55,10 +55,14 @@ def estimate(text: str) -> list[int]:
     return [int(number) for number in numbers.groups()]
 
 
+GALLERY = EXPECTED_SECONDS["gallery"]
+"""No test stores one, so it is never observed."""
+
+
 def final_of(seconds: dict[str, float], first_seed_s: tuple[str, ...]) -> float:
     """Of two fits: what the search has fitted of the first one is there, and the test split's sources are inverted once."""
     other = sum(seconds[kind] for kind in TRIAL)
-    return 2 * other - sum(seconds[kind] for kind in first_seed_s) + seconds["trajectory"] + SHOWING_SECONDS
+    return 2 * other - sum(seconds[kind] for kind in first_seed_s) + seconds["trajectory"] + GALLERY
 
 
 def test_an_empty_store_has_no_hits_and_nothing_is_observed(context: StudyContext, space: SearchSpace) -> None:
@@ -84,7 +88,7 @@ def test_what_exists_is_a_hit_and_the_rest_costs_what_its_kind_did_here(context:
     observed = dict.fromkeys(EXPECTED_SECONDS, 100.0)
     final = final_of(observed, ("vae", "standard_vae", "critic"))
     assert estimate(text)[:5] == [0, 0, 600, TRIALS - 1, final]
-    assert estimate(text)[5] == round(100 * (1 - SHOWING_SECONDS / (600 * (TRIALS - 1) + final)))
+    assert estimate(text)[5] == round(100 * (1 - GALLERY / (600 * (TRIALS - 1) + final)))
 
     other = StudyContext(**{**vars(context), "config": context.config.model_copy(update={"vae": changed.vae})})
     text = plan(other, space)
@@ -99,7 +103,7 @@ def test_what_the_final_stage_shares_with_any_other_is_there_once_it_was_made(co
     store, stages = StageStore(context.stages_root), stages_of(context, context.config.configuration)
     store_all(store, [*stages.study_stages(), *stages.trial_stages(range(1))], 100.0)
     before = estimate(plan(context, space))
-    store_all(store, stages.trial_stages(range(2), "test", context.config.synthesis.final_pairs), 100.0)
+    store_all(store, [stage for stage in stages.final_stages(range(2)) if stage.kind != "gallery"], 100.0)
     after = estimate(plan(context, space))
     assert before[4] - after[4] == 100  # the inverted sources of the test pairs, whatever will be selected
     assert after[:4] == before[:4]

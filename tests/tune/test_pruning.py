@@ -21,12 +21,12 @@ from tune.context import StudyContext
 from tune.leases import acquire
 from tune.pipeline import ensure
 from tune.pruning import check_nothing_is_built, prune, survey
+from tune.runner import Runner
 from tune.stage_graph import Stage, StageContext
 from tune.store import StageName, StageStore
 from tune.store_lock import alone, in_use
 from tune.study_config import load_study_config
 from tune.study_folder import StudyRecord, locked, write_json
-from tune.trial import Runner
 
 FORK = multiprocessing.get_context("fork")
 main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "prune.py"))["main"]

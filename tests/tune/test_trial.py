@@ -9,9 +9,10 @@ import pytest
 
 from tune.context import StudyContext
 from tune.pipeline import StageUse
+from tune.runner import Runner
 from tune.stage_graph import Stage, StageContext, Together
 from tune.study_config import load_study_config
-from tune.trial import Runner, means, saturation
+from tune.trial import means, saturation
 
 
 def test_means_are_over_subjects_and_seeds_and_each_is_kept() -> None:

@@ -14,13 +14,15 @@ from tune.context import StudyContext
 from tune.final import finish
 from tune.plan import plan
 from tune.pruning import prune
+from tune.runner import Runner
 from tune.selection import Selected
 from tune.space import SearchSpace, apply
 from tune.store import StageStore
 from tune.study_config import load_study_config
+from tune.study_data import open_data
 from tune.study_folder import StudyRecord, write_json
 from tune.summary import git_revision
-from tune.trial import Runner, open_data, prepare, run_trial, stages_of
+from tune.trial import prepare, run_trial, stages_of
 from tune.trial_result import TrialResult
 
 pytestmark = pytest.mark.slow

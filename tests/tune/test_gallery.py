@@ -1,0 +1,128 @@
+"""The gallery as a stage: its edits are those of the editor, its pictures show every one of them in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from migvis.config import PRESETS, Configuration
+from migvis.data import Dataset, load_dataset
+from migvis.data.synthetic.stimuli import make_synthetic
+from migvis.figures import GridRow, edit_grid
+from migvis.synthesis import Editor, shift_edits, target_edits
+from migvis.weights import load_bank, load_critic_folder, load_denoiser, load_vae_folder, read_tensors
+from tune.gallery import SHOWN_STIMULI, read_gallery
+from tune.pictures import gallery_grids
+from tune.pipeline import ensure
+from tune.stage_graph import Stage
+from tune.stages import Stages
+from tune.store import StageStore
+
+QUICK = PRESETS["quick"]
+TINY = Configuration(
+    data=QUICK.data.model_copy(update={"stimulus_count": 256, "split": (0.4, 0.3, 0.3)}),
+    vae=QUICK.vae.model_copy(update={"epochs": 4, "batch_size": 32, "group_count": 3, "group_rank": 2}),
+    critic=QUICK.critic.model_copy(
+        update={"infonce_batch": 16, "images_seen": 160, "minimum_steps": 10, "evaluation_candidates": 16}
+    ),
+    denoiser=QUICK.denoiser.model_copy(
+        update={"training_steps": 4, "batch_size": 8, "base_width": 8, "memory_copies": 1, "diffusion_steps": 12}
+    ),
+    # Critics of ten steps know next to nothing: only the gradient, many times enlarged, tells their edits apart.
+    synthesis=QUICK.synthesis.model_copy(
+        update={
+            "guidance": "gradient",
+            "guidance_scale": 500.0,
+            "sweep_scales": (2000.0, 250.0),
+            "shifts": (2.0, 0.5),
+            "trial_pairs": 4,
+            "final_pairs": 4,
+        }
+    ),
+)
+Made = tuple[Stages, StageStore, Path, list[str]]
+
+
+@pytest.fixture(scope="module")
+def dataset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_synthetic(TINY.data, tmp_path_factory.mktemp("set") / "set.h5")
+
+
+@pytest.fixture(scope="module")
+def made(dataset_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Stages, their store, the folder of the gallery and what was told of its progress."""
+    stages = Stages(dataset_file, load_dataset(dataset_file).digest, TINY, 0, threads=1)
+    store, told = StageStore(tmp_path_factory.mktemp("store")), []
+
+    def progress(stage: Stage, update: object) -> None:
+        if stage.kind == "gallery":
+            told.append(f"{update.name} {update.step}/{update.steps}")
+            assert update.seconds > 0
+
+    return stages, store, ensure(stages.gallery("M1", 0), store, progress=progress).path, told
+
+
+def folder(store: StageStore, stage: Stage) -> Path:
+    return store.path(stage.kind, stage.key)
+
+
+def edited_directly(stages: Stages, store: StageStore, dataset: Dataset) -> dict[str, torch.Tensor]:
+    """The rows of both grids by their labels, each edited by itself."""
+    config, vae = TINY.synthesis, load_vae_folder(folder(store, stages.vae("M1", 0)))
+    unet = load_denoiser(folder(store, stages.denoiser()))
+    critic = load_critic_folder(folder(store, stages.critic("M1", 0)))
+    bank = load_bank(ensure(stages.synthesis("M1", 0), store).path)
+    editor = Editor(unet, unet.alphas, critic, bank, config, 1.0, unet.memory)
+    with torch.no_grad():
+        latents, _ = vae.encode(torch.tensor(dataset.subjects["M1"].response))
+    stored = read_tensors(folder(store, stages.trajectory("test", config.final_pairs)) / "states.safetensors")
+    source, target, every = stored["source"][:SHOWN_STIMULI], stored["target"][:SHOWN_STIMULI], torch.arange(SHOWN_STIMULI)
+    images, states = dataset.images(source.numpy()), stored["states"][editor.step()][:SHOWN_STIMULI]
+    spread, rows = vae.latent_scale.view(3, 2), {}
+    for group, name in ((1, "group 1\n(pose)"), (2, "group 2\n(category)"), (3, "group 3")):
+        for scale in (250.0, 500.0, 2000.0):
+            edits = target_edits(every, group, scale, latents[target], 2, source, target)
+            rows[f"{name}\nγ = {scale:g}"] = editor.edit(images, states, edits)
+        for shift, sign in ((-2, ""), (-0.5, ""), (0.5, "+"), (2, "+")):
+            edits = shift_edits(every, group, 500.0, latents[source], float(shift), spread, source)
+            rows[f"{name}\nΔ = {sign}{shift:g}"] = editor.edit(images, states, edits)
+    return rows
+
+
+def test_the_pictures_show_every_edit_in_its_row(made: Made, dataset_file: Path, tmp_path: Path) -> None:
+    stages, store, gallery, told = made
+    assert told == ["showing edits 63/63"]
+    dataset = load_dataset(dataset_file)
+    direct = edited_directly(stages, store, dataset)
+    shown = read_gallery(gallery)
+    swept, shifted = ([label for label in direct if symbol in label] for symbol in "γΔ")
+    for label, images in zip([*swept, *shifted], shown.images, strict=True):
+        torch.testing.assert_close(images, direct[label], rtol=0, atol=1e-4, msg=label)
+    distinct = torch.stack(list(direct.values())).flatten(1)
+    assert float(torch.pdist(distinct).min()) > 0.05, "rows that look alike would hide a mistake"
+
+    names = dataset.stimuli.category_names
+    ends = {
+        name: GridRow(name, dataset.images(rows.numpy()), [names[int(dataset.stimuli.category_id[row])] for row in rows])
+        for name, rows in (("source", shown.source), ("target", shown.target))
+    }
+    rows = [GridRow(label, images) for label, images in zip([*swept, *shifted], shown.images, strict=True)]
+    title = "M1, edit step 0.6 T: each group"
+    expected = {
+        "target_M1": edit_grid([*ends.values(), *rows[: len(swept)]], tmp_path / "t.png", f"{title} guided to the target's"),
+        "shift_M1": edit_grid([ends["source"], *rows[len(swept) :]], tmp_path / "s.png", f"{title} shifted by Δ sd"),
+    }
+    drawn = gallery_grids(dataset, gallery, tmp_path / "final", "M1", TINY.synthesis.edit_step)
+    assert drawn.keys() == expected.keys()
+    for name, path in drawn.items():
+        assert path.name == f"{name}.png"
+        assert path.read_bytes() == expected[name].read_bytes(), name
+
+
+def test_a_second_final_stage_edits_nothing_again(made: Made) -> None:
+    stages, store, gallery, _ = made
+    again = ensure(stages.gallery("M1", 0), StageStore(store.root))
+    assert again.reused
+    assert again.path == gallery
