@@ -23,7 +23,7 @@ import torch
 
 from migvis.weights import read_json
 from tune.pipeline import ensure
-from tune.space import apply
+from tune.space import apply, parameters_of
 from tune.stage_graph import Stage, topological
 from tune.stages import Stages
 from tune.store import StageStore
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         "git_revision": git_revision(),
         "machine": machine(),
         "seconds_of": "CPU time of one thread",
+        "start": parameters_of(CONFIG.configuration),
         "grid": {name: list(values) for name, values in GRID.items()},
         "seconds": seconds,
         "rows": rows,

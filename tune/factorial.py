@@ -35,9 +35,13 @@ class Row:
 
 @dataclass(frozen=True)
 class FactorialTable:
-    """All combinations of the values in `grid`; `seconds` is what each stage cost when it was built."""
+    """All combinations of the values in `grid`; `seconds` is what each stage cost when it was built.
+
+    start: the preset's own configuration, trial 0 of any study.
+    """
 
     grid: Mapping[str, tuple[Any, ...]]
+    start: Mapping[str, Any]
     rows: tuple[Row, ...]
     seconds: Mapping[StageName, float]
 
@@ -48,6 +52,7 @@ class FactorialTable:
             content = json.loads(path.read_text(encoding="utf-8"))
             grid = {name: tuple(values) for name, values in content["grid"].items()}
             seconds = {(kind, key): cost for kind, costs in content["seconds"].items() for key, cost in costs.items()}
+            start = dict(content["start"])
             rows = []
             for row in content["rows"]:
                 metrics = dict(row["metrics"])
@@ -58,10 +63,13 @@ class FactorialTable:
             raise InputError(f"{path}: not a table of scripts/make_factorial.py: {type(error).__name__} {error}") from None
         if len(rows) != math.prod(len(values) for values in grid.values()):
             raise InputError(f"{path}: {len(rows)} configurations in a grid of {math.prod(map(len, grid.values()))}")
+        outside = next((name for name, values in grid.items() if start.get(name) not in values), None)
+        if outside is not None:
+            raise InputError(f"{path}: start: {outside} is none of {list(grid[outside])}, got {start.get(outside)}")
         unknown = next((stage for row in rows for stage in row.stages if stage not in seconds), None)
         if unknown is not None:
             raise InputError(f"{path}: seconds: no cost of {unknown[0]} {unknown[1]}")
-        return cls(grid, tuple(rows), seconds)
+        return cls(grid, start, tuple(rows), seconds)
 
     def nearest(self, params: Mapping[str, Any]) -> Row:
         """The configuration of the grid that is nearest to `params`: each value by itself, by ratio where both are positive."""
@@ -116,4 +124,6 @@ def made_up() -> FactorialTable:
             keys |= {"synthesis": edits, "evaluation": edits}
             metrics |= {"group_mig": 1 / rank, "selectivity": step / groups, "realism": 1 / (1 + scale / 100)}
         rows.append(Row(params, metrics, constraint, tuple(keys.items())))
-    return FactorialTable(grid, tuple(rows), {(kind, key): costs[kind] for row in rows for kind, key in row.stages})
+    return FactorialTable(
+        grid, dict(rows[0].params), tuple(rows), {(kind, key): costs[kind] for row in rows for kind, key in row.stages}
+    )

@@ -1,8 +1,10 @@
-"""Gaussian-process regression of one value on a few hyperparameters in the unit cube.
+"""Gaussian-process regression of one value on a few hyperparameters in the unit cube, of trials that share stages.
 
-A Matérn-5/2 kernel with a length scale per input, fitted by maximum a posteriori: a dozen trials do not determine seven
-parameters by their likelihood alone. The prior of the length scales grows with the number of inputs (Hvarfner, Hellsten and
-Nardi, 2024).
+A Matérn-5/2 kernel with a length scale per input says what the hyperparameters do. What is left is not independent from trial
+to trial: a fitted VAE or critic is better or worse than its neighbours by chance, and so are all trials that use it. So each
+level of stages has a variance of its own, shared by the trials with the same stage of that level, and a single trial tells much
+of a stage's own luck. All of it is fitted by maximum a posteriori: a dozen trials do not determine nine parameters by their
+likelihood alone. The prior of the length scales grows with the number of inputs (Hvarfner, Hellsten and Nardi, 2024).
 """
 
 from __future__ import annotations
@@ -18,71 +20,108 @@ from scipy.optimize import minimize
 Values = NDArray[np.float64]
 
 _LENGTH_SPREAD = math.sqrt(3)
-_NOISE_MEAN, _NOISE_SPREAD = -3.0, 1.0
-"""Of the logarithm of the noise's share of the variance: some 5 %, since a trial's few dozen edits leave its scores uncertain."""
+_CHANCE_MEAN, _CHANCE_SPREAD = -1.5, 1.0
+"""Of the logarithms of the variances by chance, in units of the hyperparameters' own: of each about a fifth, give or take e.
+
+A trial's few dozen edits leave its scores uncertain by some 0.05, and its hyperparameters move them by some 0.1.
+"""
 _JITTER = 1e-6
-_BOUNDS = {"length": (-4.0, 6.0), "noise": (-12.0, 2.0)}
+_BOUNDS = {"length": (-4.0, 6.0), "chance": (-12.0, 2.0)}
 _ITERATIONS = 60
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Logarithms of the length scales [inputs], and of the noise's variance; the signal's variance is 1."""
+    """Logarithms of the length scales [inputs], and of the variances by chance [levels + 1]: of each level's stages, then of a
+    trial itself. The hyperparameters' own variance is 1."""
 
     length: Values
-    noise: float
+    chance: Values
 
 
-def _kernel(first: Values, second: Values, length: Values) -> tuple[Values, Values, Values]:
+@dataclass(frozen=True)
+class Places:
+    """Where trials are: inputs [n, inputs] in the unit cube, and which stage they use at each level, stages [n, levels]."""
+
+    inputs: Values
+    stages: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows(self, first: int, end: int) -> Places:
+        """Those from row `first` to before `end`."""
+        return Places(self.inputs[first:end], self.stages[first:end])
+
+
+def _kernel(first: Places, second: Places, length: Values) -> tuple[Values, Values, Values]:
     """Matérn 5/2 [n, m], its slope (1 + r)/3 · e^(−r), and the squares of the scaled differences [n, m, inputs]."""
-    squares = ((first[:, None] - second[None]) / np.exp(length)) ** 2
+    squares = ((first.inputs[:, None] - second.inputs[None]) / np.exp(length)) ** 2
     r = np.sqrt(5 * squares.sum(-1))
     decay = np.exp(-r)
     return (1 + r + r**2 / 3) * decay, (1 + r) / 3 * decay, squares
 
 
-def negative_log_posterior(inputs: Values, values: Values, parameters: Hyperparameters) -> tuple[float, Values]:
-    """− log p(values | inputs, parameters) − log p(parameters), up to a constant, and its gradient [inputs + 1].
+def _same(first: Places, second: Places) -> Values:
+    """Whether two trials share the stage of each level, as 0 or 1, [levels, n, m]."""
+    return np.asarray(first.stages.T[:, :, None] == second.stages.T[:, None, :], dtype=np.float64)
+
+
+def _factor(places: Places, parameters: Hyperparameters) -> Values:
+    """Lower Cholesky factor of the covariance of what is measured, [n, n]."""
+    kernel, _, _ = _kernel(places, places, parameters.length)
+    variance = np.exp(parameters.chance)
+    shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, places))
+    return np.asarray(cholesky(kernel + shared + (variance[-1] + _JITTER) * np.eye(len(places)), lower=True))
+
+
+def negative_log_posterior(places: Places, values: Values, parameters: Hyperparameters) -> tuple[float, Values]:
+    """− log p(values | places, parameters) − log p(parameters), up to a constant, and its gradient [inputs + levels + 1].
 
     values [n] are standardised. The gradient is that of Rasmussen and Williams' Eq. 5.9.
     """
-    kernel, slope, squares = _kernel(inputs, inputs, parameters.length)
-    noise = math.exp(parameters.noise)
-    factor = cholesky(kernel + (noise + _JITTER) * np.eye(len(inputs)), lower=True)
+    inputs = places.inputs.shape[1]
+    factor = _factor(places, parameters)
     weights = cho_solve((factor, True), values)
-    typical = math.sqrt(2) + 0.5 * math.log(inputs.shape[1])
-    from_prior = np.append((parameters.length - typical) / _LENGTH_SPREAD, (parameters.noise - _NOISE_MEAN) / _NOISE_SPREAD)
-    total = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (from_prior**2).sum()
-    inner = cho_solve((factor, True), np.eye(len(inputs))) - np.outer(weights, weights)
+    typical = math.sqrt(2) + 0.5 * math.log(inputs)
+    spread = np.append(np.full(inputs, _LENGTH_SPREAD), np.full(len(parameters.chance), _CHANCE_SPREAD))
+    off = np.append(parameters.length - typical, parameters.chance - _CHANCE_MEAN) / spread
+    total = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (off**2).sum()
+    inner = cho_solve((factor, True), np.eye(len(places))) - np.outer(weights, weights)
+    _, slope, squares = _kernel(places, places, parameters.length)
     by_length = 0.5 * np.einsum("nm,nm,nmi->i", inner, 5 * slope, squares)
-    by_noise = 0.5 * noise * np.trace(inner)
-    spreads = np.append(np.full(inputs.shape[1], _LENGTH_SPREAD), _NOISE_SPREAD)
-    return float(total), np.append(by_length, by_noise) + from_prior / spreads
+    shared = np.einsum("nm,lnm->l", inner, _same(places, places))
+    by_chance = 0.5 * np.exp(parameters.chance) * np.append(shared, np.trace(inner))
+    return float(total), np.append(by_length, by_chance) + off / spread
 
 
-def fit_hyperparameters(inputs: Values, values: Values) -> Hyperparameters:
-    """The most probable hyperparameters of inputs [n, inputs] and values [n], by L-BFGS from half the range."""
-    standard = _standardised(values)[0]
+def fit_hyperparameters(places: Places, values: Values) -> Hyperparameters:
+    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from half the range."""
+    standard, inputs = _standardised(values)[0], places.inputs.shape[1]
 
-    def objective(place: Values) -> tuple[float, Values]:
-        return negative_log_posterior(inputs, standard, Hyperparameters(place[:-1], float(place[-1])))
+    def objective(point: Values) -> tuple[float, Values]:
+        return negative_log_posterior(places, standard, Hyperparameters(point[:inputs], point[inputs:]))
 
-    start = np.append(np.full(inputs.shape[1], math.log(0.5)), _NOISE_MEAN)
-    bounds = [_BOUNDS["length"]] * inputs.shape[1] + [_BOUNDS["noise"]]
+    variances = places.stages.shape[1] + 1
+    start = np.append(np.full(inputs, math.log(0.5)), np.full(variances, _CHANCE_MEAN))
+    bounds = [_BOUNDS["length"]] * inputs + [_BOUNDS["chance"]] * variances
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS}).x
-    return Hyperparameters(np.asarray(found[:-1]), float(found[-1]))
+    return Hyperparameters(np.asarray(found[:inputs]), np.asarray(found[inputs:]))
 
 
-def predict(inputs: Values, values: Values, parameters: Hyperparameters, at: Values) -> tuple[Values, Values]:
-    """Mean and standard deviation [c] of what would be measured at points [c, inputs], given inputs [n, inputs], values [n]."""
+def predict(places: Places, values: Values, parameters: Hyperparameters, at: Places) -> tuple[Values, Values, float]:
+    """Mean and standard deviation [c] of what would be measured at other places, given values [n] at `places`.
+
+    And of that standard deviation the part that is a trial's own chance: what no other trial tells of.
+    """
     standard, middle, scale = _standardised(values)
-    noise = math.exp(parameters.noise)
-    kernel, _, _ = _kernel(inputs, inputs, parameters.length)
-    factor = cholesky(kernel + (noise + _JITTER) * np.eye(len(inputs)), lower=True)
-    cross, _, _ = _kernel(inputs, at, parameters.length)
+    variance = np.exp(parameters.chance)
+    factor = _factor(places, parameters)
+    cross = _kernel(places, at, parameters.length)[0] + np.einsum("l,lnm->nm", variance[:-1], _same(places, at))
     explained = (solve_triangular(factor, cross, lower=True) ** 2).sum(0)
-    spread = np.sqrt(np.maximum(1 - explained, 0.0) + noise)
-    return np.asarray(cross.T @ cho_solve((factor, True), standard) * scale + middle), np.asarray(spread * scale)
+    spread = np.sqrt(np.maximum(1 + variance.sum() - explained, 0.0))
+    mean = cross.T @ cho_solve((factor, True), standard) * scale + middle
+    return np.asarray(mean), np.asarray(spread * scale), float(np.sqrt(variance[-1]) * scale)
 
 
 def _standardised(values: Values) -> tuple[Values, float, float]:

@@ -39,6 +39,13 @@ def columns(points: ArrayLike, reference: float = REFERENCE) -> Columns:
     return Columns(first, second, covered.max(axis=0, initial=reference))
 
 
+def nondominated(points: ArrayLike) -> Values:
+    """Those of points [n, objectives], n ≥ 1, that no other one is at least as good as in all objectives; each once."""
+    distinct = np.unique(np.clip(np.asarray(points, dtype=np.float64), 0.0, 1.0), axis=0)
+    covered = (distinct[None] >= distinct[:, None]).all(axis=2).sum(axis=1) > 1
+    return np.asarray(distinct[~covered])
+
+
 def hypervolume(points: ArrayLike, reference: float = REFERENCE) -> float:
     """Share of the box from the reference point to (1, …, 1) that points [n, objectives] dominate; 0 for none."""
     over = columns(points, reference)

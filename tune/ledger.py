@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from migvis.errors import InputError
-from tune.reuse_sampler import OBSERVED, observed
+from tune.finished_trials import OBSERVED, observed
 from tune.samplers import sampler_by_number
 from tune.selection import Candidate, clipped
 from tune.space import SearchSpace

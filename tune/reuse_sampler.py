@@ -3,7 +3,9 @@
 Every proposal branches somewhere: at the VAE (all is fitted anew), at the critic (a VAE that exists), or at the synthesis (a VAE
 and a critic that exist). Candidates of all three kinds are compared by the hypervolume that they are expected to add per second
 that they are expected to cost: P(gate) · E[gain] / (seconds of the VAE + P(gate) · seconds of the rest), what exists at 0.
-An objective that is measured on the VAE alone is not guessed for a VAE that exists, nor is whether it passes the gate.
+The gain is that of the trial itself and of a few later ones with the same VAE and critic, made only if the first tells that they
+are worth their seconds: a new stage is a ticket for many cheap trials. An objective that is measured on the VAE alone is not
+guessed for a VAE that exists, nor is whether it passes the gate.
 """
 
 from __future__ import annotations
@@ -20,48 +22,39 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
-from tune.gaussian_process import Hyperparameters, fit_hyperparameters, predict
-from tune.hypervolume import expected_improvement
+from tune.finished_trials import MEMORY, Finished, finished_trial, remembered, worth
+from tune.gaussian_process import Hyperparameters, Places, fit_hyperparameters, predict
+from tune.hypervolume import expected_improvement, nondominated
 from tune.unit_cube import Axis
 
 Values = NDArray[np.float64]
 Params = Mapping[str, Any]
 
-OBSERVED = "observed"
-"""User attribute of a finished trial: {"values": raw objectives by name, "seconds": of what it built, by level}."""
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("pc_weight", "group_count", "group_rank"),
     ("infonce_batch",),
     ("edit_step", "guidance_scale"),
 )
 """The hyperparameters that are first read by the VAE, by the critic and by the synthesis."""
-LEVEL_OF_KIND = {"vae": 0, "standard_vae": 0, "representation": 0, "critic": 1, "synthesis": 2, "evaluation": 2}
 LEVEL_OF_OBJECTIVE = {"neural_r2": 0, "group_mig": 0, "selectivity": 2, "realism": 2}
 """The level after which each is known."""
-_FRESH, _BRANCHES, _NEAR = 256, 256, 128
+_LATER, _DRAWS = 3, 24
+"""Later trials with the same VAE and critic that a proposal looks ahead to, and draws of what the first one may tell."""
+_FRESH, _BRANCHES, _NEAR, _BEST = 256, 256, 128, 8
 """Candidates: all new, branches from what exists, and neighbours of the best."""
+_STEMS = 40
+"""Stages of a level that it branches from, at most."""
 _STEP = 0.15
 """Size of a neighbour's change, in units of the range."""
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A trial that ended: its parameters, raw objectives (none: ended by the gate), constraint, and seconds by level."""
+class Expected:
+    """Raw objectives of candidates: mean and sd [c, objectives], and own [objectives], the sd that no other trial tells of."""
 
-    params: Params
-    values: tuple[float, ...] | None
-    constraint: float | None
-    seconds: Mapping[int, float]
-
-
-def observed(metrics: Mapping[str, float], objectives: Sequence[str], seconds_by_kind: Mapping[str, float]) -> dict[str, Any]:
-    """What OBSERVED holds of a trial's metrics and of the seconds of the stages that it built."""
-    seconds: dict[str, float] = {}
-    for kind, value in seconds_by_kind.items():
-        if kind in LEVEL_OF_KIND:
-            level = str(LEVEL_OF_KIND[kind])
-            seconds[level] = seconds.get(level, 0.0) + value
-    return {"values": {name: metrics[name] for name in objectives if name in metrics}, "seconds": seconds}
+    mean: Values
+    sd: Values
+    own: Values
 
 
 class ReuseSampler(optuna.samplers.BaseSampler):
@@ -99,7 +92,7 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-        finished = [_finished(one, self._objectives) for one in trials if one.state != TrialState.RUNNING]
+        finished = [finished_trial(one, self._objectives) for one in trials if one.state != TrialState.RUNNING]
         running = [
             one.params
             for one in trials
@@ -120,16 +113,32 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         candidates = self._candidates(finished, running, generator)
         if not candidates:
             return self._random(generator, {})
-        mean, sd, passes = self._predictions(finished, running, candidates)
-        front = np.array([one.values for one in finished if one.values is not None]).reshape(-1, len(self._objectives))
-        gain = expected_improvement(mean, sd, front)
+        expected, passes = self._predictions(finished, running, candidates)
+        front = nondominated(np.array([one.values for one in finished if one.values is not None]))
         seconds = self._seconds(finished, running, candidates)
-        cost = seconds[0] + passes * (seconds[1] + seconds[2])
-        score = passes * gain / np.maximum(cost, 1e-6)
+        cost = np.maximum(seconds[0] + passes * (seconds[1] + seconds[2]), 1e-6)
+        gain = expected_improvement(expected.mean, expected.sd, front)
+        built = seconds[0] + seconds[1] == 0
+        rate = float((gain / cost)[built].max(initial=0.0))
+        later = _LATER * self._later(expected, front, rate * seconds[2], generator)
+        score = passes * (gain + later) / cost
         # Where nothing is expected any more, the least known for its cost.
         if score.max() <= 1e-12:
-            score = passes * sd.sum(axis=1) / np.maximum(cost, 1e-6)
+            score = passes * expected.sd.sum(axis=1) / cost
         return candidates[int(score.argmax())]
+
+    @staticmethod
+    def _later(expected: Expected, front: Values, worth: Values, generator: np.random.Generator) -> Values:
+        """Expected gain [c] of one later trial with the same VAE and critic, over what its seconds are worth elsewhere.
+
+        The first trial tells how good the stages turned out; another one is made only where that is worth it.
+        """
+        told = np.sqrt(np.maximum(expected.sd**2 - expected.own**2, 0.0))
+        total = np.zeros(len(worth))
+        for draw in generator.standard_normal((_DRAWS, expected.mean.shape[1])):
+            gain = expected_improvement(expected.mean + told * draw, np.broadcast_to(expected.own, told.shape), front)
+            total += np.maximum(gain - worth, 0.0)
+        return np.asarray(total / _DRAWS)
 
     def _candidates(
         self, finished: list[Finished], running: Sequence[Params], generator: np.random.Generator
@@ -140,22 +149,16 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         alive = [params for params in tried if prefix(params, 0) not in refused]
         found = [self._random(generator, {}) for _ in range(_FRESH)]
         for level in (0, 1):
-            stems = list({prefix(params, level): params for params in alive}.values())
+            stems = list({prefix(params, level): params for params in alive}.values())[-_STEMS:]
             for stem in stems:
                 fixed = {name: stem[name] for names in LEVELS[: level + 1] for name in names}
                 found += [self._random(generator, fixed) for _ in range(max(4, _BRANCHES // len(stems)))]
-        best = [one.params for one in finished if one.values is not None]
-        best = sorted(best, key=lambda params: -self._rank(params, finished))[:8]
+        best = [one.params for one in sorted(finished, key=lambda one: -worth(one))[:_BEST] if one.values is not None]
         found += [self._neighbour(params, generator) for params in best for _ in range(_NEAR // len(best))]
         last = len(LEVELS) - 1
         known = {prefix(params, last) for params in tried}
         distinct = {prefix(params, last): params for params in found if prefix(params, 0) not in refused}
         return [params for name, params in distinct.items() if name not in known]
-
-    @staticmethod
-    def _rank(params: Params, finished: list[Finished]) -> float:
-        """Sum of the objectives of a trial, each counted in [0, 1]."""
-        return max(sum(np.clip(one.values, 0, 1)) for one in finished if one.params is params and one.values is not None)
 
     def _neighbour(self, params: Params, generator: np.random.Generator) -> dict[str, Any]:
         """Some of the values changed a little."""
@@ -172,25 +175,28 @@ class ReuseSampler(optuna.samplers.BaseSampler):
 
     def _predictions(
         self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]
-    ) -> tuple[Values, Values, Values]:
-        """Mean and sd [c, objectives] of the raw objectives, and the probability [c] to pass the gate.
+    ) -> tuple[Expected, Values]:
+        """The raw objectives, and the probability [c] to pass the gate.
 
         Trials under way count as if they had ended as expected, so that several at once spread out.
         """
-        complete = [one for one in finished if one.values is not None]
-        mean, sd = np.zeros((len(candidates), len(self._objectives))), np.ones((len(candidates), len(self._objectives)))
+        complete = remembered([one for one in finished if one.values is not None])
+        means, sds, owns = [], [], []
         for number, name in enumerate(self._objectives):
             values = [one.values[number] for one in complete if one.values is not None]
             level = LEVEL_OF_OBJECTIVE.get(name, len(LEVELS) - 1)
-            mean[:, number], sd[:, number] = self._predict(
-                name, level, [one.params for one in complete], values, running, candidates
-            )
-        judged = [one for one in finished if one.constraint is not None]
+            mean, sd, own = self._predict(name, level, [one.params for one in complete], values, running, candidates)
+            means.append(mean)
+            sds.append(sd)
+            # What the VAE decides is the same for all trials with that VAE.
+            owns.append(own if level == len(LEVELS) - 1 else 0.0)
+        expected = Expected(np.stack(means, axis=1), np.stack(sds, axis=1), np.array(owns))
+        judged = [one for one in finished if one.constraint is not None][-MEMORY:]
         short = [one.constraint for one in judged if one.constraint is not None]
         if not judged:
-            return mean, sd, np.ones(len(candidates))
-        centre, spread = self._predict("constraint", 0, [one.params for one in judged], short, running, candidates)
-        return mean, sd, np.asarray(ndtr(-centre / np.maximum(spread, 1e-12)))
+            return expected, np.ones(len(candidates))
+        centre, spread, _ = self._predict("constraint", 0, [one.params for one in judged], short, running, candidates)
+        return expected, np.asarray(ndtr(-centre / np.maximum(spread, 1e-12)))
 
     def _predict(
         self,
@@ -200,31 +206,37 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         values: list[float],
         running: Sequence[Params],
         candidates: list[dict[str, Any]],
-    ) -> tuple[Values, Values]:
-        """Mean and sd [c] of what is known after a level: exact where the stages of that level exist."""
+    ) -> tuple[Values, Values, float]:
+        """Mean, sd [c] and own chance of what is known after a level: exact where the stages of that level exist."""
         known = {prefix(one, level): (one, value) for one, value in zip(params, values, strict=True)}
-        if not known:
-            return np.zeros(len(candidates)) + 0.5, np.ones(len(candidates))
-        inputs = self._unit([one for one, _ in known.values()], level + 1)
-        targets = np.array([value for _, value in known.values()])
-        at = self._unit(candidates, level + 1)
-        parameters = self._hyperparameters(name, inputs, targets)
         pending = [one for one in running if prefix(one, level) not in known]
+        tried = [one for one, _ in known.values()]
+        places = self._places([*tried, *pending, *candidates], level)
+        targets, count = np.array([value for _, value in known.values()]), len(tried)
+        parameters = self._hyperparameters(name, places.rows(0, count), targets)
         if pending:
-            guessed, _ = predict(inputs, targets, parameters, self._unit(pending, level + 1))
-            inputs, targets = np.vstack([inputs, self._unit(pending, level + 1)]), np.concatenate([targets, guessed])
-        mean, sd = predict(inputs, targets, parameters, at)
+            guessed, _, _ = predict(places.rows(0, count), targets, parameters, places.rows(count, count + len(pending)))
+            targets, count = np.concatenate([targets, guessed]), count + len(pending)
+        mean, sd, own = predict(places.rows(0, count), targets, parameters, places.rows(count, len(places)))
         for row, candidate in enumerate(candidates):
             exact = known.get(prefix(candidate, level))
             if exact is not None:
                 mean[row], sd[row] = exact[1], 0.0
-        return mean, sd
+        return mean, sd, own
 
-    def _hyperparameters(self, name: str, inputs: Values, targets: Values) -> Hyperparameters:
+    def _places(self, params: Sequence[Params], level: int) -> Places:
+        """Where configurations are for what is known after a level; the stages of the levels before it are numbered."""
+        stages = np.zeros((len(params), level), dtype=np.int64)
+        for before in range(level):
+            numbers: dict[tuple[Any, ...], int] = {}
+            stages[:, before] = [numbers.setdefault(prefix(one, before), len(numbers)) for one in params]
+        return Places(self._unit(params, level + 1), stages)
+
+    def _hyperparameters(self, name: str, places: Places, targets: Values) -> Hyperparameters:
         """Fitted anew whenever there is a quarter more to fit them to, always to the first so many: so their cost stays small."""
         count = milestone(len(targets))
-        if self._fitted.get(name, (0, None))[0] != count:
-            self._fitted[name] = (count, fit_hyperparameters(inputs[:count], targets[:count]))
+        if name not in self._fitted or self._fitted[name][0] != count:
+            self._fitted[name] = (count, fit_hyperparameters(places.rows(0, count), targets[:count]))
         return self._fitted[name][1]
 
     def _seconds(self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]) -> list[Values]:
@@ -262,14 +274,3 @@ def milestone(count: int) -> int:
     while (following := max(reached + 1, math.floor(1.25 * reached))) <= count:
         reached = following
     return reached
-
-
-def _finished(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:
-    known = trial.user_attrs.get(OBSERVED, {})
-    raw = known.get("values", {})
-    values = None
-    if trial.state == TrialState.COMPLETE:
-        values = tuple(raw.get(name, value) for name, value in zip(objectives, trial.values, strict=True))
-    constraint = next(iter(trial.constraints.values()), None)
-    seconds = {int(level): cost for level, cost in known.get("seconds", {}).items()}
-    return Finished(trial.params, values, constraint, seconds)

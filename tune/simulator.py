@@ -15,8 +15,8 @@ from optuna.distributions import IntDistribution
 from optuna.trial import Trial, TrialState
 
 from tune.factorial import FactorialTable, Row, StageName
+from tune.finished_trials import OBSERVED, observed
 from tune.hypervolume import hypervolume
-from tune.reuse_sampler import OBSERVED, observed
 from tune.selection import OBJECTIVES, clipped
 
 STUDY_KINDS = frozenset({"denoiser", "pool", "embeddings", "instruments", "trajectory"})
@@ -51,6 +51,7 @@ def simulate(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["maximize"] * len(OBJECTIVES), sampler=sampler)
+    study.enqueue_trial({name: values.index(table.start[name]) for name, values in table.grid.items()})
     rows = {tuple(row.params[name] for name in table.grid): row for row in table.rows}
     ready: dict[StageName, float] = {stage: 0.0 for row in table.rows for stage in row.stages if stage[0] in STUDY_KINDS}
     points: list[tuple[float, ...]] = []

@@ -145,4 +145,6 @@ def table() -> FactorialTable:
             keys |= {"synthesis": edits, "evaluation": edits}
             metrics |= {"group_mig": 1 / rank, "selectivity": step / groups, "realism": 1 / (1 + scale / 100)}
         rows.append(Row(params, metrics, constraint, tuple(keys.items())))
-    return FactorialTable(grid, tuple(rows), {(kind, key): costs[kind] for row in rows for kind, key in row.stages})
+    return FactorialTable(
+        grid, rows[0].params, tuple(rows), {(kind, key): costs[kind] for row in rows for kind, key in row.stages}
+    )

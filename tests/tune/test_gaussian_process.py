@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from tune.gaussian_process import Hyperparameters, fit_hyperparameters, negative_log_posterior, predict
+from tune.gaussian_process import Hyperparameters, Places, fit_hyperparameters, negative_log_posterior, predict
 
-PARAMETERS = Hyperparameters(np.array([-0.5, 0.7]), -2.0)
+PARAMETERS = Hyperparameters(np.array([-0.5, 0.7]), np.array([-1.0, -2.0]))
+STAGES = np.array([[0], [0], [1], [1], [2], [2], [2], [3], [0]])
 
 
 def matern(first: np.ndarray, second: np.ndarray, length: np.ndarray) -> float:
@@ -17,72 +18,98 @@ def matern(first: np.ndarray, second: np.ndarray, length: np.ndarray) -> float:
     return (1 + math.sqrt(5) * r + 5 / 3 * r**2) * math.exp(-math.sqrt(5) * r)
 
 
-def naive_covariance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    length = np.exp(PARAMETERS.length)
-    return np.array([[matern(a, b, length) for b in second] for a in first])
+def naive_covariance(first: Places, second: Places, parameters: Hyperparameters) -> np.ndarray:
+    """Of the values without a trial's own chance, entry by entry."""
+    length, shared = np.exp(parameters.length), math.exp(parameters.chance[0])
+    return np.array(
+        [
+            [
+                matern(a, b, length) + shared * (same_a[0] == same_b[0])
+                for b, same_b in zip(second.inputs, second.stages, strict=True)
+            ]
+            for a, same_a in zip(first.inputs, first.stages, strict=True)
+        ]
+    )
 
 
-def material() -> tuple[np.ndarray, np.ndarray]:
+def material() -> tuple[Places, np.ndarray]:
     generator = np.random.default_rng(0)
     inputs = generator.random((9, 2))
-    return inputs, np.sin(4 * inputs[:, 0]) + 0.1 * generator.standard_normal(9)
+    return Places(inputs, STAGES), np.sin(4 * inputs[:, 0]) + 0.1 * generator.standard_normal(9)
+
+
+def without_stages(inputs: np.ndarray) -> Places:
+    return Places(inputs, np.zeros((len(inputs), 0), dtype=np.int64))
 
 
 def test_predictions_are_the_textbook_formula() -> None:
-    inputs, values = material()
-    at = np.random.default_rng(1).random((5, 2))
-    noise = math.exp(-2.0)
-    inverse = np.linalg.inv(naive_covariance(inputs, inputs) + (noise + 1e-6) * np.eye(9))
-    cross = naive_covariance(inputs, at)
+    places, values = material()
+    at = Places(np.random.default_rng(1).random((5, 2)), np.array([[0], [1], [2], [7], [8]]))
+    own = math.exp(-2.0)
+    inverse = np.linalg.inv(naive_covariance(places, places, PARAMETERS) + (own + 1e-6) * np.eye(9))
+    cross = naive_covariance(places, at, PARAMETERS)
     standard = (values - values.mean()) / values.std()
     mean = values.mean() + values.std() * cross.T @ inverse @ standard
-    variance = 1 + noise - np.einsum("nc,nm,mc->c", cross, inverse, cross)
-    predicted, sd = predict(inputs, values, PARAMETERS, at)
+    variance = 1 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)
+    predicted, sd, chance = predict(places, values, PARAMETERS, at)
     np.testing.assert_allclose(predicted, mean, rtol=1e-8)
     np.testing.assert_allclose(sd, values.std() * np.sqrt(variance), rtol=1e-8)
+    assert chance == pytest.approx(values.std() * math.exp(-1.0))
 
 
 def test_the_posterior_is_likelihood_times_prior() -> None:
-    inputs, values = material()
+    places, values = material()
     standard = (values - values.mean()) / values.std()
 
     def expected(parameters: Hyperparameters) -> float:
-        covariance = np.array([[matern(a, b, np.exp(parameters.length)) for b in inputs] for a in inputs])
-        covariance += (math.exp(parameters.noise) + 1e-6) * np.eye(9)
+        covariance = naive_covariance(places, places, parameters) + (math.exp(parameters.chance[1]) + 1e-6) * np.eye(9)
         prior = sum((one - math.sqrt(2) - 0.5 * math.log(2)) ** 2 / 6 for one in parameters.length)
-        return prior + (parameters.noise + 3) ** 2 / 2 - multivariate_normal.logpdf(standard, cov=covariance)
+        prior += sum((one + 1.5) ** 2 / 2 for one in parameters.chance)
+        return prior - multivariate_normal.logpdf(standard, cov=covariance)
 
-    other = Hyperparameters(np.array([0.3, -1.0]), -4.0)
-    told = [negative_log_posterior(inputs, standard, one)[0] for one in (PARAMETERS, other)]
+    other = Hyperparameters(np.array([0.3, -1.0]), np.array([-3.0, -4.0]))
+    told = [negative_log_posterior(places, standard, one)[0] for one in (PARAMETERS, other)]
     assert told[0] - told[1] == pytest.approx(expected(PARAMETERS) - expected(other), rel=1e-6)
 
 
 def test_the_gradient_is_that_of_the_posterior() -> None:
-    inputs, values = material()
+    places, values = material()
     standard = (values - values.mean()) / values.std()
 
-    def at(place: np.ndarray) -> tuple[float, np.ndarray]:
-        return negative_log_posterior(inputs, standard, Hyperparameters(place[:2], float(place[2])))
+    def at(point: np.ndarray) -> tuple[float, np.ndarray]:
+        return negative_log_posterior(places, standard, Hyperparameters(point[:2], point[2:]))
 
-    place = np.array([-0.5, 0.7, -2.0])
-    steps = 1e-5 * np.eye(3)
-    numerical = [(at(place + step)[0] - at(place - step)[0]) / 2e-5 for step in steps]
-    np.testing.assert_allclose(at(place)[1], numerical, rtol=1e-6)
+    point = np.array([-0.5, 0.7, -1.0, -2.0])
+    steps = 1e-5 * np.eye(4)
+    numerical = [(at(point + step)[0] - at(point - step)[0]) / 2e-5 for step in steps]
+    np.testing.assert_allclose(at(point)[1], numerical, rtol=1e-6)
 
 
 def test_an_input_that_does_not_matter_gets_a_long_scale() -> None:
     inputs = np.random.default_rng(2).random((40, 3))
-    fitted = fit_hyperparameters(inputs, np.sin(7 * inputs[:, 1]))
+    fitted = fit_hyperparameters(without_stages(inputs), np.sin(7 * inputs[:, 1]))
     assert fitted.length[1] < min(fitted.length[0], fitted.length[2]) - 1
     at = np.random.default_rng(3).random((30, 3))
-    mean, sd = predict(inputs, np.sin(7 * inputs[:, 1]), fitted, at)
-    assert np.abs(mean - np.sin(7 * at[:, 1])).max() < 0.25
-    assert sd.max() < 0.4
+    mean, sd, _ = predict(without_stages(inputs), np.sin(7 * inputs[:, 1]), fitted, without_stages(at))
+    assert np.abs(mean - np.sin(7 * at[:, 1])).max() < 0.4
+    assert sd.max() < 0.6
+
+
+def test_luck_is_told_apart_into_that_of_a_stage_and_that_of_a_trial() -> None:
+    generator = np.random.default_rng(4)
+    stages = np.repeat(np.arange(20), 4)[:, None]
+    inputs, luck = generator.random((80, 2)), generator.standard_normal(20)
+    of_stages = Places(inputs, stages)
+    for stage_sd, own_sd in ((1.0, 0.1), (0.1, 1.0)):
+        values = stage_sd * luck[stages[:, 0]] + own_sd * generator.standard_normal(80)
+        stage, own = fit_hyperparameters(of_stages, values).chance
+        assert (stage > own + 1) == (stage_sd > own_sd), (stage, own)
+        assert (own > stage + 1) == (own_sd > stage_sd), (stage, own)
 
 
 def test_one_value_and_equal_values_are_no_error() -> None:
     for inputs, values in ((np.array([[0.2, 0.4]]), np.array([0.7])), (np.random.default_rng(0).random((5, 2)), np.full(5, 0.3))):
-        fitted = fit_hyperparameters(inputs, values)
-        mean, sd = predict(inputs, values, fitted, inputs)
+        places = without_stages(inputs)
+        mean, sd, _ = predict(places, values, fit_hyperparameters(places, values), places)
         np.testing.assert_allclose(mean, values)
         assert np.isfinite(sd).all()

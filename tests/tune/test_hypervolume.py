@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tune.hypervolume import REFERENCE, expected_improvement, hypervolume
+from tune.hypervolume import REFERENCE, expected_improvement, hypervolume, nondominated
 
 
 def share_by_sampling(points: np.ndarray, draws: int = 400_000) -> float:
@@ -55,3 +55,13 @@ def test_an_uncertain_trial_improves_by_the_mean_over_its_values(objectives: int
 
 def test_the_first_trial_is_expected_to_add_its_own_volume() -> None:
     assert expected_improvement([[0.5, 0.5, 0.5]], [[0, 0, 0]], np.empty((0, 3)))[0] == pytest.approx((0.6 / 1.1) ** 3)
+
+
+def test_what_is_dominated_adds_nothing() -> None:
+    points = np.random.default_rng(5).uniform(-0.2, 0.9, (60, 3))
+    front = nondominated(points)
+    assert len(front) < 30
+    assert hypervolume(front) == pytest.approx(hypervolume(points))
+    for number in range(len(front)):
+        assert hypervolume(np.delete(front, number, axis=0)) < hypervolume(front)
+    np.testing.assert_allclose(nondominated([[0.2, 0.3], [0.2, 0.3], [0.1, 0.3]]), [[0.2, 0.3]])

@@ -7,7 +7,8 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune.factorial import FactorialTable, Row
-from tune.reuse_sampler import OBSERVED, ReuseSampler, milestone, prefix
+from tune.finished_trials import OBSERVED
+from tune.reuse_sampler import ReuseSampler, milestone, prefix
 from tune.selection import OBJECTIVES
 from tune.simulator import Ended, distributions, simulate
 
@@ -40,7 +41,7 @@ def table(vae_seconds: float = 5.0, edit_seconds: float = 5.0) -> FactorialTable
         cost = {"vae": vae_seconds, "critic": 3.0, "synthesis": edit_seconds}
         seconds |= {stage: cost[stage[0]] for stage in stages}
         rows.append(Row(params, {name: float(value) for name, value in metrics.items()}, constraint, tuple(stages)))
-    return FactorialTable(GRID, tuple(rows), seconds)
+    return FactorialTable(GRID, rows[0].params, tuple(rows), seconds)
 
 
 def search(of: FactorialTable, count: int, seed: int = 0) -> list[Ended]:

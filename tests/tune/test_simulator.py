@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import optuna
 import pytest
@@ -51,6 +51,6 @@ def test_a_thousand_trials_on_64_machines(table: FactorialTable) -> None:
     times = [trial.seconds for trial in trials]
     assert times == sorted(times)
     volumes = [trial.hypervolume for trial in trials]
-    assert volumes == sorted(volumes)
+    assert all(after >= before - 1e-12 for before, after in pairwise(volumes))
     one = next(islice(simulate(table, random()), 999, None)).seconds
     assert one / 64 <= times[-1] <= one

@@ -1,0 +1,62 @@
+"""What a sampler reads of the trials that ended: plain values, from the study's database alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+Params = Mapping[str, Any]
+
+OBSERVED = "observed"
+"""User attribute of a finished trial: {"values": raw objectives by name, "seconds": of what it built, by level}."""
+LEVEL_OF_KIND = {"vae": 0, "standard_vae": 0, "representation": 0, "critic": 1, "synthesis": 2, "evaluation": 2}
+MEMORY = 100
+"""Trials that are learnt from, at most, so that a proposal costs the same however many there are."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that ended: its parameters, raw objectives (none: ended by the gate), constraint, and seconds by level."""
+
+    params: Params
+    values: tuple[float, ...] | None
+    constraint: float | None
+    seconds: Mapping[int, float]
+
+
+def observed(metrics: Mapping[str, float], objectives: Sequence[str], seconds_by_kind: Mapping[str, float]) -> dict[str, Any]:
+    """What OBSERVED holds of a trial's metrics and of the seconds of the stages that it built."""
+    seconds: dict[str, float] = {}
+    for kind, value in seconds_by_kind.items():
+        if kind in LEVEL_OF_KIND:
+            level = str(LEVEL_OF_KIND[kind])
+            seconds[level] = seconds.get(level, 0.0) + value
+    return {"values": {name: metrics[name] for name in objectives if name in metrics}, "seconds": seconds}
+
+
+def finished_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:
+    known = trial.user_attrs.get(OBSERVED, {})
+    raw = known.get("values", {})
+    values = None
+    if trial.state == TrialState.COMPLETE:
+        values = tuple(raw.get(name, value) for name, value in zip(objectives, trial.values, strict=True))
+    constraint = next(iter(trial.constraints.values()), None)
+    seconds = {int(level): cost for level, cost in known.get("seconds", {}).items()}
+    return Finished(trial.params, values, constraint, seconds)
+
+
+def remembered(complete: list[Finished]) -> list[Finished]:
+    """The best of them by the sum of their objectives, one half, and the latest, in their order."""
+    if len(complete) <= MEMORY:
+        return complete
+    latest, before = complete[-MEMORY // 2 :], complete[: -MEMORY // 2]
+    order = sorted(range(len(before)), key=lambda row: -worth(before[row]))
+    return [before[row] for row in sorted(order[: MEMORY // 2])] + latest
+
+
+def worth(one: Finished) -> float:
+    """Of a trial's objectives, each counted in [0, 1]."""
+    return sum(min(max(value, 0.0), 1.0) for value in one.values or ())
