@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,34 +95,3 @@ def _nearest(value: float, choices: Sequence[float]) -> int:
         return abs(math.log(choice / value)) if choice > 0 and value > 0 else abs(choice - value)
 
     return min(range(len(choices)), key=distance)
-
-
-def made_up() -> FactorialTable:
-    """A table of invented values over the grid of the quick preset's, for what does not depend on them."""
-    grid: dict[str, tuple[Any, ...]] = {
-        "pc_weight": (5e-5, 1e-3, 1e-2),
-        "group_count": (2, 4),
-        "group_rank": (3, 6),
-        "infonce_batch": (32, 64, 128),
-        "edit_step": (0.6, 0.75, 0.9),
-        "guidance_scale": (5.0, 20.0, 80.0),
-    }
-    costs = {"denoiser": 250.0, "trajectory": 20.0, "instruments": 25.0, "vae": 5.0, "standard_vae": 2.0, "representation": 1.0}
-    costs |= {"critic": 9.0, "synthesis": 10.0, "evaluation": 4.0}
-    rows = []
-    for values in product(*grid.values()):
-        params = dict(zip(grid, values, strict=True))
-        beta, groups, rank, batch, step, scale = values
-        vae = f"{beta:g}-{groups}-{rank}"
-        keys = {"vae": vae, "standard_vae": f"{groups * rank}", "representation": vae}
-        metrics = {"neural_r2": 0.95 - 10 * beta}
-        constraint = 0.9 - metrics["neural_r2"]
-        if constraint <= 0:
-            edits = f"{vae}-{batch}-{step:g}-{scale:g}"
-            keys |= {"denoiser": "0", "trajectory": "0", "instruments": "0", "critic": f"{vae}-{batch}"}
-            keys |= {"synthesis": edits, "evaluation": edits}
-            metrics |= {"group_mig": 1 / rank, "selectivity": step / groups, "realism": 1 / (1 + scale / 100)}
-        rows.append(Row(params, metrics, constraint, tuple(keys.items())))
-    return FactorialTable(
-        grid, dict(rows[0].params), tuple(rows), {(kind, key): costs[kind] for row in rows for kind, key in row.stages}
-    )

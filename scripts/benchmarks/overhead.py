@@ -19,13 +19,12 @@ import optuna
 
 from benchmarks._frame import Options, Result, Row
 from benchmarks._growth import EARLY, STUDY, Growth, around, draw, replay
-from tune.factorial import FactorialTable, made_up
+from benchmarks._material import factorial
 
 TRIALS, SMALL_TRIALS = 500, 12
 LIMIT = 1.5
 """How many times the service seconds of trial EARLY a late trial may take."""
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = Path(__file__).with_name("factorial.json")
 
 
 def run(options: Options) -> Result:
@@ -34,9 +33,8 @@ def run(options: Options) -> Result:
     Figures: `share` is (wall − stages) / stages, also by phase; `growth` of the service seconds per trial; see Growth.
     """
     trials = SMALL_TRIALS if options.small else TRIALS
-    table = made_up() if options.small else FactorialTable.load(TABLE)
     with tempfile.TemporaryDirectory() as folder:
-        growth = replay(table, Path(folder), trials)
+        growth = replay(factorial(), Path(folder), trials)
         if options.small:
             wall, stages = seconds_of(Path(folder) / STUDY)
             # Replayed stages take no time: what they would have taken is added.
@@ -50,7 +48,7 @@ def run(options: Options) -> Result:
         grown("of it CPU of the driver", growth.cpu),
         grown("of it proposing", growth.proposing),
     ]
-    return Result(rows, {**shares(wall, stages), **growth_figures(growth, trials)}, (picture,))
+    return Result(rows, {**shares(wall, stages), **growth_figures(growth, trials)}, pictures=(picture,))
 
 
 def grown(name: str, seconds: Any) -> Row:

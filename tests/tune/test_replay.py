@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tune.context import StudyContext
-from tune.factorial import FactorialTable, made_up
+from tune.factorial import FactorialTable
 from tune.ledger import Ledger
 from tune.replay import METRICS, WEIGHTS, moments, replayed
 from tune.run import main
@@ -21,11 +21,6 @@ from tune.tracking_writer import sent_key
 
 TRIALS = 12
 CONFIG = load_study_config(None)
-
-
-@pytest.fixture(scope="module")
-def table() -> FactorialTable:
-    return made_up()
 
 
 @pytest.mark.slow
