@@ -1,9 +1,9 @@
 """Evaluates a full grid of configurations of the quick preset, for comparing samplers on it (scripts/benchmark.py sampler).
 
-12 VAEs × 3 InfoNCE batches × 3 edit steps × 3 guidance scales = 324 configurations, each through the same stages as a trial of a
-study, with what each stage cost: seconds of CPU time of one thread, so that a busy machine does not change them. A VAE that
-misses the gate ends its 27 configurations, as it does in a study. Finished parts are kept in the storage folder, and a second
-call goes on from there.
+12 VAEs × 3 InfoNCE batches × 3 edit steps × 3 guidance scales = 324 configurations, each through the same stages as a trial of
+a study, with what each stage cost: seconds of CPU time of one thread, so that a busy machine does not change them (of a stage
+that was there already, the seconds that its manifest tells). A VAE that misses the gate ends its 27 configurations, as it does
+in a study. Finished parts are kept in the storage folder, and a second call goes on from there.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 Params = Mapping[str, Any]
 
 OBSERVED = "observed"
-"""User attribute of a finished trial: {"values": raw objectives by name, "seconds": of what it built, by level}."""
+"""User attribute of a finished trial: {"values": raw objectives by name, "seconds": of its stages, by level}."""
 LEVEL_OF_KIND = {"vae": 0, "standard_vae": 0, "representation": 0, "critic": 1, "synthesis": 2, "evaluation": 2}
 MEMORY = 100
 """Trials that are learnt from, at most, so that a proposal costs the same however many there are."""
@@ -27,17 +27,18 @@ class Finished:
     seconds: Mapping[int, float]
 
 
-def observed(metrics: Mapping[str, float], objectives: Sequence[str], seconds_by_kind: Mapping[str, float]) -> dict[str, Any]:
-    """What OBSERVED holds of a trial's metrics and of the seconds of the stages that it built."""
+def observed(metrics: Mapping[str, float], objectives: Sequence[str], stages: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    """What OBSERVED holds of a trial's metrics and of its stages' kinds and seconds, whoever built them and when."""
     seconds: dict[str, float] = {}
-    for kind, value in seconds_by_kind.items():
+    for kind, cost in stages:
         if kind in LEVEL_OF_KIND:
             level = str(LEVEL_OF_KIND[kind])
-            seconds[level] = seconds.get(level, 0.0) + value
+            seconds[level] = seconds.get(level, 0.0) + cost
     return {"values": {name: metrics[name] for name in objectives if name in metrics}, "seconds": seconds}
 
 
 def finished_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:
+    """A COMPLETE or PRUNED trial of the study as samplers read it."""
     known = trial.user_attrs.get(OBSERVED, {})
     raw = known.get("values", {})
     values = None

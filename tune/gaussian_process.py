@@ -109,12 +109,16 @@ def fit_hyperparameters(places: Places, values: Values) -> Hyperparameters:
     return Hyperparameters(np.asarray(found[:inputs]), np.asarray(found[inputs:]))
 
 
-def predict(places: Places, values: Values, parameters: Hyperparameters, at: Places) -> tuple[Values, Values, float]:
+def predict(
+    places: Places, values: Values, parameters: Hyperparameters, at: Places, measured: int | None = None
+) -> tuple[Values, Values, float]:
     """Mean and standard deviation [c] of what would be measured at other places, given values [n] at `places`.
 
-    And of that standard deviation the part that is a trial's own chance: what no other trial tells of.
+    And of that standard deviation the part that is a trial's own chance: what no other trial tells of. measured: how many of the
+    values are; the rest are guesses, and do not change the scale (none: all are).
     """
-    standard, middle, scale = _standardised(values)
+    _, middle, scale = _standardised(values[:measured])
+    standard = (values - middle) / scale
     variance = np.exp(parameters.chance)
     factor = _factor(places, parameters)
     cross = _kernel(places, at, parameters.length)[0] + np.einsum("l,lnm->nm", variance[:-1], _same(places, at))

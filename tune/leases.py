@@ -2,11 +2,11 @@
 
 A lease is a folder of files named 0, 1, 2, …: its *generations*. The holder is who made the highest one, by
 exclusive creation, so of several waiters that find the same holder dead exactly one gets the next generation.
-The highest generation is never deleted, hence a slow waiter can never win by an old number. The holder's
-background thread raises a counter in its file. A waiter takes over when that counter stood still for
-`patience` seconds of the waiter's *own monotonic clock*: neither the hosts' wall clocks nor their
-differences matter, and time in which the waiter itself was stopped does not count. A holder on the same host
-and in the same process namespace whose process is gone is taken over at once.
+The highest generation is never deleted but by a prune, which has the store alone (tune.pruning), hence a slow waiter can
+never win by an old number. The holder's background thread raises a counter in its file. A waiter takes over when that
+counter stood still for `patience` seconds of the waiter's *own monotonic clock*: neither the hosts' wall clocks nor
+their differences matter, and time in which the waiter itself was stopped does not count. A holder on the same host and
+in the same process namespace whose process is gone is taken over at once.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _claim(folder: Path, generation: int, heartbeat: float, on_beat: Callable[[]
         file.flush()
         os.fsync(file.fileno())
     generations = _generations(folder)
-    if generations[-1] != generation:  # we looked long ago, and others have come and gone since
+    if generations[-1:] != [generation]:  # we looked long ago, and others have come and gone since
         path.unlink(missing_ok=True)
         return None
     for older in generations[:-1]:

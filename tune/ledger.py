@@ -1,7 +1,7 @@
 """The study's ledger: Optuna's ask and tell over its database, which is the durable truth of the search.
 
-A *number* is a proposal's place in the study, 0…; Optuna's own trial numbers count attempts. The sampler is
-seeded anew for each number, from (seed, number), so a study that was killed and resumed proposes what an
+A *number* is a proposal's place in the study, 0…; Optuna's own trial numbers count attempts. What a sampler draws
+depends on (seed, number) and on what the database holds, so a study that was killed and resumed proposes what an
 undisturbed one would (with one trial at a time: otherwise the order of completion matters too).
 """
 
@@ -200,7 +200,8 @@ class Ledger:
         if problem is not None:
             return self.fail(number, problem)
         trial.set_user_attr("result", result.to_json())
-        trial.set_user_attr(OBSERVED, observed(result.metrics, self.objectives, result.seconds))
+        costs = ((stage["kind"], stage["seconds"]) for stage in result.stages)
+        trial.set_user_attr(OBSERVED, observed(result.metrics, self.objectives, costs))
         if result.constraint is not None and CONSTRAINT not in trial.constraints:
             trial.set_constraint(CONSTRAINT, result.constraint)
         del self._live[number]

@@ -99,7 +99,7 @@ def _names(stages: Iterable[Any]) -> set[StageName]:
 
 
 def _used(path: Path) -> set[StageName]:
-    """What a study's prepare, trial or final stage used, and what it was about to use (tune.trial.Runner)."""
+    """What a study's prepare, trial or final stage used, and what it was about to use (tune.runner.Runner)."""
     return _read(path, lambda content: _names(content["uses"]) | {(kind, key) for kind, key in content.get("wanted", [])})
 
 

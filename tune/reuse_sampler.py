@@ -38,8 +38,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 """The hyperparameters that are first read by the VAE, by the critic and by the synthesis."""
 LEVEL_OF_OBJECTIVE = {"neural_r2": 0, "group_mig": 0, "selectivity": 2, "realism": 2}
 """The level after which each is known."""
-_LATER, _DRAWS = 3, 24
-"""Later trials with the same VAE and critic that a proposal looks ahead to, and draws of what the first one may tell."""
+_LATER, _DRAWS, _LOOKED_INTO = 3, 24, 64
+"""Later trials with the same new VAE or critic that a proposal looks ahead to; draws of what the first one may tell; and how many
+candidates are looked into."""
 _FRESH, _BRANCHES, _NEAR, _BEST = 256, 256, 128, 8
 """Candidates: all new, branches from what exists, and neighbours of the best."""
 _STEMS = 40
@@ -56,13 +57,17 @@ class Expected:
     sd: Values
     own: Values
 
+    def rows(self, rows: NDArray[np.int64]) -> Expected:
+        """Those of some candidates."""
+        return Expected(self.mean[rows], self.sd[rows], self.own)
+
 
 class ReuseSampler(optuna.samplers.BaseSampler):
     """Proposes what adds most hypervolume per second; see the module.
 
     distributions: of all hyperparameters. objectives: their names, in the study's order. rounded: values as they are used, so
     that it sees which stages they share. It learns from the first complete trial on: more random ones would pay for VAEs and
-    critics that nothing speaks for. A proposal depends on the seed and on what the study holds, and on nothing else.
+    critics that nothing speaks for. A proposal depends on the seed, on its number and on what the study holds, on nothing else.
     """
 
     def __init__(
@@ -78,6 +83,15 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         self._axes = {name: Axis(one) for name, one in distributions.items()}
         self._rounded = rounded
         self._fitted: dict[str, tuple[int, Hyperparameters]] = {}
+        self._number: int | None = None
+
+    def at(self, number: int) -> ReuseSampler:
+        """Itself, for proposal `number` of a study whose numbers are not Optuna's; those count failed attempts, too."""
+        self._number = number
+        return self
+
+    def _generator(self, trial: FrozenTrial) -> np.random.Generator:
+        return np.random.default_rng([self._seed, trial.number if self._number is None else self._number])
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._distributions
@@ -85,43 +99,50 @@ class ReuseSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        value = Axis(param_distribution).value(float(np.random.default_rng([self._seed, trial.number]).random()))
+        value = Axis(param_distribution).value(float(self._generator(trial).random()))
         return self._rounded({param_name: value})[param_name]
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-        finished = [finished_trial(one, self._objectives) for one in trials if one.state != TrialState.RUNNING]
-        running = [
-            one.params
-            for one in trials
-            if one.state == TrialState.RUNNING and one.number != trial.number and one.params.keys() >= self._distributions.keys()
+        trials = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+        whole = [one for one in trials if one.params.keys() >= self._distributions.keys()]
+        finished = [
+            finished_trial(one, self._objectives) for one in whole if one.state in (TrialState.COMPLETE, TrialState.PRUNED)
         ]
-        # Not by Optuna's numbers, which count failed attempts: a study that was resumed proposes what it would have.
-        generator = np.random.default_rng([self._seed, len(finished) + len(running)])
-        if all(one.values is None for one in finished):
-            return self._random(generator, {})
-        return self._best(finished, running, generator)
+        running = [one.params for one in whole if one.state == TrialState.RUNNING]
+        failed = [one.params for one in whole if one.state == TrialState.FAIL]
+        generator = self._generator(trial)
+        candidates = self._candidates(finished, running, failed, generator)
+        if not candidates or all(one.values is None for one in finished):
+            return candidates[0] if candidates else self._random(generator, {})
+        return self._best(finished, running, candidates, generator)
 
     def _random(self, generator: np.random.Generator, fixed: Params) -> dict[str, Any]:
         """A random configuration with the values in `fixed`."""
         values = {name: axis.value(float(generator.random())) for name, axis in self._axes.items()}
         return {**self._rounded(values), **{name: fixed[name] for name in fixed}}
 
-    def _best(self, finished: list[Finished], running: Sequence[Params], generator: np.random.Generator) -> dict[str, Any]:
-        candidates = self._candidates(finished, running, generator)
-        if not candidates:
-            return self._random(generator, {})
+    def _best(
+        self,
+        finished: list[Finished],
+        running: Sequence[Params],
+        candidates: list[dict[str, Any]],
+        generator: np.random.Generator,
+    ) -> dict[str, Any]:
         expected, passes = self._predictions(finished, running, candidates)
         front = nondominated(np.array([one.values for one in finished if one.values is not None]))
         seconds = self._seconds(finished, running, candidates)
         cost = np.maximum(seconds[0] + passes * (seconds[1] + seconds[2]), 1e-6)
         gain = expected_improvement(expected.mean, expected.sd, front)
+        score = passes * gain / cost
         built = seconds[0] + seconds[1] == 0
-        rate = float((gain / cost)[built].max(initial=0.0))
-        later = _LATER * self._later(expected, front, rate * seconds[2], generator)
-        score = passes * (gain + later) / cost
+        rate = float(score[built].max(initial=0.0))
+        # What a stage turns out to be can only be told by a new one; of these the most promising are looked into.
+        new = np.flatnonzero(~built)
+        new = new[np.argsort(-score[new], kind="stable")[:_LOOKED_INTO]]
+        later = _LATER * self._later(expected.rows(new), front, rate * seconds[2][new], generator)
+        score[new] += passes[new] * later / cost[new]
         # Where nothing is expected any more, the least known for its cost.
         if score.max() <= 1e-12:
             score = passes * expected.sd.sum(axis=1) / cost
@@ -131,19 +152,24 @@ class ReuseSampler(optuna.samplers.BaseSampler):
     def _later(expected: Expected, front: Values, worth: Values, generator: np.random.Generator) -> Values:
         """Expected gain [c] of one later trial with the same VAE and critic, over what its seconds are worth elsewhere.
 
-        The first trial tells how good the stages turned out; another one is made only where that is worth it.
+        The first trial tells how good the stages turned out; another one is made only where that is worth it. It gains what
+        the first one did not, which is taken to have turned out just as its stages did.
         """
         told = np.sqrt(np.maximum(expected.sd**2 - expected.own**2, 0.0))
-        total = np.zeros(len(worth))
+        own, total = np.broadcast_to(expected.own, told.shape), np.zeros(len(worth))
         for draw in generator.standard_normal((_DRAWS, expected.mean.shape[1])):
-            gain = expected_improvement(expected.mean + told * draw, np.broadcast_to(expected.own, told.shape), front)
+            centre = expected.mean + told * draw
+            gain = expected_improvement(centre, own, front) - expected_improvement(centre, np.zeros_like(told), front)
             total += np.maximum(gain - worth, 0.0)
         return np.asarray(total / _DRAWS)
 
     def _candidates(
-        self, finished: list[Finished], running: Sequence[Params], generator: np.random.Generator
+        self, finished: list[Finished], running: Sequence[Params], failed: Sequence[Params], generator: np.random.Generator
     ) -> list[dict[str, Any]]:
-        """Distinct configurations that were not tried: new ones, branches from what exists, neighbours of the best."""
+        """Distinct configurations that were not tried: new ones, branches from what exists, neighbours of the best.
+
+        None has a VAE that the gate refused, nor failed before.
+        """
         tried = [one.params for one in finished] + list(running)
         refused = {prefix(one.params, 0) for one in finished if one.values is None}
         alive = [params for params in tried if prefix(params, 0) not in refused]
@@ -156,7 +182,7 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         best = [one.params for one in sorted(finished, key=lambda one: -worth(one))[:_BEST] if one.values is not None]
         found += [self._neighbour(params, generator) for params in best for _ in range(_NEAR // len(best))]
         last = len(LEVELS) - 1
-        known = {prefix(params, last) for params in tried}
+        known = {prefix(params, last) for params in [*tried, *failed]}
         distinct = {prefix(params, last): params for params in found if prefix(params, 0) not in refused}
         return [params for name, params in distinct.items() if name not in known]
 
@@ -180,44 +206,42 @@ class ReuseSampler(optuna.samplers.BaseSampler):
 
         Trials under way count as if they had ended as expected, so that several at once spread out.
         """
-        complete = remembered([one for one in finished if one.values is not None])
+        complete = [one for one in finished if one.values is not None]
         means, sds, owns = [], [], []
         for number, name in enumerate(self._objectives):
-            values = [one.values[number] for one in complete if one.values is not None]
+            values = [(one, one.values[number]) for one in complete if one.values is not None]
             level = LEVEL_OF_OBJECTIVE.get(name, len(LEVELS) - 1)
-            mean, sd, own = self._predict(name, level, [one.params for one in complete], values, running, candidates)
+            mean, sd, own = self._predict(name, level, values, running, candidates)
             means.append(mean)
             sds.append(sd)
             # What the VAE decides is the same for all trials with that VAE.
             owns.append(own if level == len(LEVELS) - 1 else 0.0)
         expected = Expected(np.stack(means, axis=1), np.stack(sds, axis=1), np.array(owns))
-        judged = [one for one in finished if one.constraint is not None][-MEMORY:]
-        short = [one.constraint for one in judged if one.constraint is not None]
+        judged = [(one, one.constraint) for one in finished if one.constraint is not None]
         if not judged:
             return expected, np.ones(len(candidates))
-        centre, spread, _ = self._predict("constraint", 0, [one.params for one in judged], short, running, candidates)
+        centre, spread, _ = self._predict("constraint", 0, judged, running, candidates)
         return expected, np.asarray(ndtr(-centre / np.maximum(spread, 1e-12)))
 
     def _predict(
         self,
         name: str,
         level: int,
-        params: list[Params],
-        values: list[float],
+        measured: Sequence[tuple[Finished, float]],
         running: Sequence[Params],
         candidates: list[dict[str, Any]],
     ) -> tuple[Values, Values, float]:
         """Mean, sd [c] and own chance of what is known after a level: exact where the stages of that level exist."""
-        known = {prefix(one, level): (one, value) for one, value in zip(params, values, strict=True)}
+        known = {prefix(one.params, level): (one, value) for one, value in measured}
         pending = [one for one in running if prefix(one, level) not in known]
-        tried = [one for one, _ in known.values()]
-        places = self._places([*tried, *pending, *candidates], level)
-        targets, count = np.array([value for _, value in known.values()]), len(tried)
-        parameters = self._hyperparameters(name, places.rows(0, count), targets)
+        learnt = remembered([one for one, _ in known.values()])
+        places = self._places([*(one.params for one in learnt), *pending, *candidates], level)
+        targets, count = np.array([known[prefix(one.params, level)][1] for one in learnt]), len(learnt)
+        parameters = self._hyperparameters(name, level, list(known.values()))
         if pending:
             guessed, _, _ = predict(places.rows(0, count), targets, parameters, places.rows(count, count + len(pending)))
             targets, count = np.concatenate([targets, guessed]), count + len(pending)
-        mean, sd, own = predict(places.rows(0, count), targets, parameters, places.rows(count, len(places)))
+        mean, sd, own = predict(places.rows(0, count), targets, parameters, places.rows(count, len(places)), measured=len(learnt))
         for row, candidate in enumerate(candidates):
             exact = known.get(prefix(candidate, level))
             if exact is not None:
@@ -232,11 +256,15 @@ class ReuseSampler(optuna.samplers.BaseSampler):
             stages[:, before] = [numbers.setdefault(prefix(one, before), len(numbers)) for one in params]
         return Places(self._unit(params, level + 1), stages)
 
-    def _hyperparameters(self, name: str, places: Places, targets: Values) -> Hyperparameters:
-        """Fitted anew whenever there is a quarter more to fit them to, always to the first so many: so their cost stays small."""
-        count = milestone(len(targets))
+    def _hyperparameters(self, name: str, level: int, measured: Sequence[tuple[Finished, float]]) -> Hyperparameters:
+        """Fitted anew whenever there is a quarter more to fit them to, up to MEMORY, and always to the first so many.
+
+        So they cost little, and a study that is resumed has the same ones.
+        """
+        count = milestone(min(len(measured), MEMORY))
         if name not in self._fitted or self._fitted[name][0] != count:
-            self._fitted[name] = (count, fit_hyperparameters(places.rows(0, count), targets[:count]))
+            places = self._places([one.params for one, _ in measured[:count]], level)
+            self._fitted[name] = (count, fit_hyperparameters(places, np.array([value for _, value in measured[:count]])))
         return self._fitted[name][1]
 
     def _seconds(self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]) -> list[Values]:

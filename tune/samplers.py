@@ -64,7 +64,7 @@ def sampler_by_number(
     """
     if name == "reuse":
         lasting = ReuseSampler(distributions, objectives, seed=seed, rounded=rounded)
-        return lambda number: lasting
+        return lasting.at
 
     def fresh(number: int) -> optuna.samplers.BaseSampler:
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -39,18 +39,19 @@ def distributions(table: FactorialTable) -> dict[str, IntDistribution]:
 
 def simulate(
     table: FactorialTable,
-    sampler: optuna.samplers.BaseSampler,
+    sampler: Callable[[int], optuna.samplers.BaseSampler],
     *,
     machines: int = 1,
     reused: Callable[[str], bool] = lambda kind: True,
 ) -> Iterator[Ended]:
-    """An endless search; yields trials in the order in which they end.
+    """An endless search; yields trials in the order in which they end. Trial 0 is the table's start, as in a study.
 
+    sampler: what proposes trial 0, 1, …
     machines: trials at once. reused: whether stages of a kind are kept for
     later trials; those of a kind that is not are built by every trial anew. A stage that another trial builds is waited for.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=["maximize"] * len(OBJECTIVES), sampler=sampler)
+    study = optuna.create_study(directions=["maximize"] * len(OBJECTIVES))
     study.enqueue_trial({name: values.index(table.start[name]) for name, values in table.grid.items()})
     rows = {tuple(row.params[name] for name in table.grid): row for row in table.rows}
     ready: dict[StageName, float] = {stage: 0.0 for row in table.rows for stage in row.stages if stage[0] in STUDY_KINDS}
@@ -59,12 +60,14 @@ def simulate(
     number, now, total = 0, 0.0, 0.0
     while True:
         while len(under_way) < machines:
+            study.sampler = sampler(number)
             trial = study.ask()
             row = rows[
                 tuple(table.grid[name][trial.suggest_int(name, one.low, one.high)] for name, one in distributions(table).items())
             ]
-            end, spent = _run(table, row, now, ready, reused)
-            trial.set_user_attr(OBSERVED, observed(row.metrics, OBJECTIVES, spent))
+            end = _run(table, row, now, ready, reused)
+            costs = ((stage[0], table.seconds[stage]) for stage in row.stages)
+            trial.set_user_attr(OBSERVED, observed(row.metrics, OBJECTIVES, costs))
             heapq.heappush(under_way, (end, number, trial, row))
             number += 1
         now, _, trial, row = heapq.heappop(under_way)
@@ -80,17 +83,14 @@ def simulate(
         yield Ended(now, row, total)
 
 
-def _run(
-    table: FactorialTable, row: Row, start: float, ready: dict[StageName, float], reused: Callable[[str], bool]
-) -> tuple[float, dict[str, float]]:
-    """When a trial that starts at `start` ends, and the seconds of what it builds, by kind. Updates when stages are ready."""
-    now, spent = start, dict[str, float]()
+def _run(table: FactorialTable, row: Row, start: float, ready: dict[StageName, float], reused: Callable[[str], bool]) -> float:
+    """When a trial that starts at `start` ends. Updates when stages are ready."""
+    now = start
     for stage in row.stages:
         if stage in ready:
             now = max(now, ready[stage])
             continue
-        cost = table.seconds[stage]
-        now, spent[stage[0]] = now + cost, cost
+        now += table.seconds[stage]
         if reused(stage[0]):
             ready[stage] = now
-    return now, spent
+    return now

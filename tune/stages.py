@@ -22,8 +22,9 @@ _DATA = ("migvis.data.dataset", "tune.stage_data")
 _DENOISER = ("migvis.diffusion",)
 _SCORES = ("migvis.metrics.edit_scores", "migvis.data.synthetic")
 _EDITS = ("migvis.synthesis",)
-_EDIT_FIELDS = {"edit_step", "guidance_scale", "guidance", "form", "jacobian", "bank_size"}
 """Modules by which a stage's source is known; what they import is found (tune.sources)."""
+_EDIT_FIELDS = {"edit_step", "guidance_scale", "guidance", "form", "jacobian", "bank_size"}
+"""What an edit reads of the synthesis section."""
 
 EXPECTED_SECONDS = {
     "denoiser": 260.0,

@@ -25,7 +25,8 @@ class StoreInUse(InputError):
 def _open(store: StageStore) -> IO[str]:
     with store.storage_errors():
         store.root.mkdir(parents=True, exist_ok=True)
-        return open(store.root / ".lock", "a", encoding="utf-8")
+        # NFS gives a shared lock to those only who may read the file.
+        return open(store.root / ".lock", "a+", encoding="utf-8")
 
 
 @contextmanager

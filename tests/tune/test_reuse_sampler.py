@@ -4,11 +4,11 @@ from itertools import islice
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune.factorial import FactorialTable, Row
-from tune.finished_trials import OBSERVED
-from tune.reuse_sampler import ReuseSampler, milestone, prefix
+from tune.finished_trials import MEMORY, OBSERVED, finished_trial
+from tune.reuse_sampler import Expected, ReuseSampler, milestone, prefix
 from tune.selection import OBJECTIVES
 from tune.simulator import Ended, distributions, simulate
 
@@ -45,7 +45,7 @@ def table(vae_seconds: float = 5.0, edit_seconds: float = 5.0) -> FactorialTable
 
 
 def search(of: FactorialTable, count: int, seed: int = 0) -> list[Ended]:
-    return list(islice(simulate(of, ReuseSampler(distributions(of), OBJECTIVES, seed=seed)), count))
+    return list(islice(simulate(of, ReuseSampler(distributions(of), OBJECTIVES, seed=seed).at), count))
 
 
 def test_nothing_is_tried_twice_nor_a_vae_that_the_gate_refused() -> None:
@@ -72,28 +72,84 @@ def test_dear_vaes_are_branched_from_and_cheap_ones_are_tried() -> None:
     assert dear < cheap - 1
 
 
+SPACE: dict[str, BaseDistribution] = {
+    "pc_weight": FloatDistribution(1e-5, 1e-1, log=True),
+    "group_count": IntDistribution(2, 8),
+    "group_rank": IntDistribution(1, 8),
+    "infonce_batch": CategoricalDistribution((16, 32, 64)),
+    "edit_step": FloatDistribution(0.5, 0.95, step=0.05),
+    "guidance_scale": FloatDistribution(1, 100, log=True),
+}
+
+
+def finish(study: optuna.Study, trial: optuna.Trial, realism: float) -> None:
+    values = {"group_mig": trial.params["group_rank"] / 8, "selectivity": -0.1, "realism": realism}
+    trial.set_user_attr(OBSERVED, {"values": values, "seconds": {"0": 5.0, "2": 9.0}})
+    trial.set_constraint("neural_r2", -0.01)
+    study.tell(trial, [values["group_mig"], 0.0, values["realism"]])
+
+
 def test_a_second_sampler_goes_on_as_the_first_would() -> None:
-    """All that a proposal depends on is in the study and the seed, so that a study may be resumed."""
+    """All that a proposal depends on is in the study and the seed, so that a study may be resumed, however long it is."""
     study = optuna.create_study(directions=["maximize"] * 3)
-    space = {"pc_weight": FloatDistribution(1e-5, 1e-1, log=True), "group_count": IntDistribution(2, 8)}
-    space |= {"group_rank": IntDistribution(1, 8), "infonce_batch": CategoricalDistribution((16, 32, 64))}
-    space |= {"edit_step": FloatDistribution(0.5, 0.95, step=0.05), "guidance_scale": FloatDistribution(1, 100, log=True)}
-    lasting = ReuseSampler(space, OBJECTIVES, seed=0)
-    for _ in range(9):
-        study.sampler = lasting
-        trial = study.ask(space)
-        fresh = ReuseSampler(space, OBJECTIVES, seed=0)
-        assert trial.params == fresh.sample_relative(study, study.trials[-1], space)
-        values = {"group_mig": trial.params["group_rank"] / 8, "selectivity": -0.1, "realism": trial.params["edit_step"]}
-        trial.set_user_attr(OBSERVED, {"values": values, "seconds": {"0": 5.0, "2": 9.0}})
-        trial.set_constraint("neural_r2", -0.01)
-        study.tell(trial, [values["group_mig"], 0.0, values["realism"]])
+    lasting, generator = ReuseSampler(SPACE, OBJECTIVES, seed=0), np.random.default_rng(0)
+    for number in range(MEMORY + 12):
+        if 9 <= number < MEMORY + 5:
+            study.sampler = optuna.samplers.RandomSampler(seed=number)
+            trial = study.ask(SPACE)
+        else:
+            study.sampler = lasting
+            trial = study.ask(SPACE)
+            fresh = ReuseSampler(SPACE, OBJECTIVES, seed=0)
+            assert trial.params == fresh.sample_relative(study, study.trials[-1], SPACE)
+        finish(study, trial, float(generator.random()))
+
+
+def test_a_configuration_that_failed_is_not_proposed_again() -> None:
+    for before in (0, 4):
+        study = optuna.create_study(directions=["maximize"] * 3)
+        sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0)
+        for number in range(before):
+            study.sampler = sampler.at(number)
+            finish(study, study.ask(SPACE), 0.5)
+        failed = []
+        for number in range(before, before + 3):
+            study.sampler = sampler.at(number)
+            trial = study.ask(SPACE)
+            assert trial.params not in failed
+            failed.append(trial.params)
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def test_what_a_vae_told_is_known_however_long_ago() -> None:
+    study = optuna.create_study(directions=["maximize"] * 3, sampler=optuna.samplers.RandomSampler(seed=1))
+    first = study.ask(SPACE)
+    finish(study, first, 0.5)
+    for number in range(MEMORY + 20):
+        finish(study, study.ask(SPACE), 0.1 + number / 1000)
+    sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0)
+    finished = [finished_trial(one, OBJECTIVES) for one in study.trials]
+    candidate = {**first.params, "edit_step": 0.5, "guidance_scale": 3.0}
+    expected, passes = sampler._predictions(finished, [], [candidate])
+    assert passes[0] == 1
+    assert (expected.mean[0, 0], expected.sd[0, 0]) == (first.params["group_rank"] / 8, 0)
+    assert expected.sd[0, 2] > 0
+
+
+def test_a_later_trial_gains_only_what_the_first_did_not() -> None:
+    """What is decided by the VAE alone is gained once; a trial's own luck may be better the second time."""
+    front, generator = np.array([[0.5, 0.5]]), np.random.default_rng(0)
+    by_vae = Expected(np.array([[0.6, 0.5]]), np.array([[0.1, 0.0]]), np.array([0.0, 0.0]))
+    assert ReuseSampler._later(by_vae, front, np.zeros(1), generator)[0] == 0
+    by_luck = Expected(np.array([[0.6, 0.5]]), np.array([[0.1, 0.1]]), np.array([0.0, 0.1]))
+    assert ReuseSampler._later(by_luck, front, np.zeros(1), generator)[0] > 1e-3
+    assert ReuseSampler._later(by_luck, front, np.ones(1), generator)[0] == 0
 
 
 def test_trials_under_way_are_not_proposed_again() -> None:
     of = table()
     sampler = ReuseSampler(distributions(of), OBJECTIVES, seed=0)
-    rows = [trial.row for trial in islice(simulate(of, sampler, machines=6), 30)]
+    rows = [trial.row for trial in islice(simulate(of, sampler.at, machines=6), 30)]
     passed = [prefix(row.params, 2) for row in rows if not row.pruned]
     assert len(set(passed)) >= len(passed) - 5, "only those that start before anything is known may meet"
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice, pairwise
+from typing import Any
 
 import optuna
 import pytest
@@ -11,8 +13,9 @@ from tune.selection import OBJECTIVES, clipped
 from tune.simulator import STUDY_KINDS, simulate
 
 
-def random() -> optuna.samplers.BaseSampler:
-    return optuna.samplers.RandomSampler(seed=3)
+def random(sampler: type[optuna.samplers.RandomSampler] = optuna.samplers.RandomSampler) -> Callable[[int], Any]:
+    lasting = sampler(seed=3)
+    return lambda number: lasting
 
 
 def test_one_machine_pays_for_every_distinct_stage_once(table: FactorialTable) -> None:
@@ -42,7 +45,7 @@ def test_machines_wait_for_a_stage_that_another_builds(table: FactorialTable) ->
 
     row = table.rows[0]
     alone = sum(table.seconds[stage] for stage in row.stages if stage[0] not in STUDY_KINDS)
-    trials = list(islice(simulate(table, Same(), machines=5), 20))
+    trials = list(islice(simulate(table, random(Same), machines=5), 20))
     assert [trial.seconds for trial in trials] == pytest.approx([alone] * 20)
 
 
