@@ -38,7 +38,9 @@ def test_a_benchmark_prints_a_table_the_machine_and_json(name: str, tmp_path: Pa
         assert row["seconds"] > 0
         assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
         assert any(line.startswith(row["name"]) and line.endswith(f"{row['ratio']:.2f}") for line in lines)
-    assert report["ratio"] == report["rows"][0]["ratio"]
+    first = report["rows"][0]
+    # Over several seeds the benchmark's own figure is the median of their ratios, not the ratio of the medians.
+    assert report["ratio"] == report.get(f"median ratio, {first['name']}", first["ratio"])
     assert "1 threads; GPU:" in lines[-2]
     if name == "overhead":
         picture = tmp_path / "pictures" / "benchmark-overhead.png"
