@@ -211,10 +211,12 @@ def acquire(
     still = 0.0
     clock = time.monotonic()
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             seen = _look(folder)
-        except FileNotFoundError:  # it was free, and pruned between the two calls
+        except (FileExistsError, FileNotFoundError):  # it was free, and pruned between two looks at it
+            if folder.exists() and not folder.is_dir():
+                raise
             continue
         now = time.monotonic()
         # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
