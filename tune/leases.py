@@ -213,10 +213,13 @@ def acquire(
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            seen = _look(folder)
-        except (FileExistsError, FileNotFoundError):  # it was free, and pruned between two looks at it
+        except FileExistsError:  # a file in its place, or it was free and pruned while mkdir looked at it
             if folder.exists() and not folder.is_dir():
                 raise
+            continue
+        try:
+            seen = _look(folder)
+        except FileNotFoundError:  # it was free, and pruned since
             continue
         now = time.monotonic()
         # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
