@@ -45,6 +45,13 @@ def _outside(name: str, value: float, searched: tuple[float, ...]) -> str:
     return f"outside search.{name} {list(searched)}{hint}"
 
 
+def check_batch(configuration: Configuration, training_pictures: int) -> None:
+    """Raises InputError where a batch of the critic would hold a picture twice."""
+    batch = configuration.critic.infonce_batch
+    if batch > training_pictures:
+        raise InputError(f"critic.infonce_batch: at most the {training_pictures} distinct training pictures, got {batch}")
+
+
 def _on_grid(low: float, high: float) -> tuple[float, float]:
     """The least and largest multiples of EDIT_STEP_GRID inside low…high."""
     first, last = math.ceil(low / EDIT_STEP_GRID - 1e-9), math.floor(high / EDIT_STEP_GRID + 1e-9)
@@ -73,9 +80,7 @@ class SearchSpace:
         configuration's own values lies outside.
         """
         search = config.search
-        batch = config.critic.infonce_batch
-        if batch > training_pictures:
-            raise InputError(f"critic.infonce_batch: at most the {training_pictures} distinct training pictures, got {batch}")
+        check_batch(config, training_pictures)
         batches = tuple(sorted(choice for choice in search.infonce_batch if choice <= training_pictures))
         if not batches:
             raise InputError(

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from migvis.errors import InputError
 from tune.study_config import StudyConfig
 
-_RESERVED = {"stages", "data", "mlflow-artifacts"}
+_RESERVED = {"stages", "data", "mlflow-artifacts", "ablations"}
 
 
 def default_storage() -> Path:

@@ -21,6 +21,7 @@ from typing import Any
 from migvis.errors import InputError
 from tune.ledger import TrialRecord
 from tune.space import PARAMETERS
+from tune.trial_result import TrialResult
 
 EXPERIMENT = "migvis"
 _METRICS_PER_CALL, _TEXTS_PER_CALL = 900, 100
@@ -176,22 +177,32 @@ class Writer:
             self.client.set_tag(run_id, "migvis.error", (record.error or "failed")[:4000])
             self.client.set_terminated(run_id, status="FAILED")
             return
-        result = record.result()
-        metrics = dict(result.metrics)
-        metrics.update({f"seconds/{name}": value for name, value in result.seconds.items()})
-        if record.constraint is not None:
-            metrics["constraint"] = record.constraint
+        constraint = {} if record.constraint is None else {"constraint": record.constraint}
+        self._log_result(run_id, record.result(), constraint, {"migvis.state": record.state})
+        self._remember(sent_key(record.number), True)
+
+    def _log_result(self, run_id: str, result: TrialResult, more: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Writes a result whole, and ends its run."""
+        metrics = {**result.metrics, **{f"seconds/{name}": value for name, value in result.seconds.items()}, **more}
         points = [(name, value, 0) for name, value in metrics.items()]
         for name, values in result.per_seed.items():
             points += [(f"per_seed/{name}", value, seed) for seed, value in enumerate(values, self._seed)]
         points += [(name, value, step) for name, curve in result.curves.items() for step, value in curve]
         self._log_points(run_id, points)
         self._log_files(run_id, result.images, result.artifacts, step=0)
-        tags = {"migvis.state": record.state}
-        tags.update({f"stage.{stage['kind']}.{index}": stage["key"] for index, stage in enumerate(result.stages)})
-        self._log_tags(run_id, tags)
+        stages = {f"stage.{stage['kind']}.{index}": stage["key"] for index, stage in enumerate(result.stages)}
+        self._log_tags(run_id, {**tags, **stages})
         self.client.set_terminated(run_id, status="FINISHED")
-        self._remember(sent_key(record.number), True)
+
+    def case_ended(self, key: str, name: str, changes: Mapping[str, Any], tags: Mapping[str, str], result: TrialResult) -> None:
+        """Writes one run of an ablation, known by `key` and called `name`; it differs from the study by `changes`.
+
+        tags: its case, subject and seed. A run that exists is written over.
+        """
+        own = {"mlflow.parentRunId": self.parent_run(), "migvis.cell": key}
+        described = {f"migvis.{tag}": value for tag, value in tags.items()}
+        run_id = self._run(f"mlflow_cell:{key}", name, own, {**self._params, **changes, **tags}, described)
+        self._log_result(run_id, result, {}, {})
 
     def study_files(self, images: Mapping[str, Path], artifacts: Mapping[str, Path]) -> None:
         """Adds files to the study's run, such as the denoiser, once for all its trials."""

@@ -1,0 +1,148 @@
+"""The stages of an ablation, built: what all cells share first, then each cell by a Ray task of its own.
+
+A cell's stages are all it needs: whatever the store has already, of this study, of another one or of a search, is not
+built again, and an ablation that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from migvis.errors import InputError
+from migvis.training import FitError
+from migvis.weights import read_json
+from tune.ablation.outcome import Cell, Outcome, slug
+from tune.context import StudyContext
+from tune.pipeline import Stage, StageUse, topological
+from tune.progress import Display
+from tune.runner import Runner
+from tune.store import StageStore
+from tune.store_lock import in_use
+
+
+@dataclass(frozen=True)
+class Built:
+    """What building a cell's stages came to: every use of a stage, or why it failed. bad_input: the user's to mend."""
+
+    uses: list[StageUse]
+    error: str | None = None
+    bad_input: bool = False
+
+
+def stages_needed(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
+    """All stages that the cells read, with what these need, inputs first."""
+    return topological(reading.stage for cell in cells for reading in outcome.readings[cell])
+
+
+def build_all(outcome: Outcome, display: Display, address: str | None) -> bool:
+    """Builds what is missing; what failed is noted in `outcome.failed`. Whether Ray was started here.
+
+    Raises InputError for what the user has to mend, and FitError where a stage that all cells share cannot be fitted.
+    """
+    store, context = outcome.store, outcome.context
+    cells = list(outcome.readings)
+    missing = [stage for stage in stages_needed(outcome, cells) if not store.exists(stage.kind, stage.key)]
+    started = False
+    if missing:
+        from tune.search_session import connect
+
+        display.phase("start")
+        started = connect(address)
+        display.phase("shared stages")
+        shared = Runner(context, "shared", "shared")
+        for stage in missing:
+            if stage.scope == "study":
+                display.say(f"{stage}: {shared(stage).seconds:.0f} s")
+        # Small models are fitted together, all cases and seeds at once where their shapes allow it.
+        shared.together([stage for stage in missing if stage.together is not None])
+        _note(outcome, shared.uses)
+        context.reporter("shared").done()
+    unfinished = [cell for cell in cells if _missing(outcome, cell)]
+    display.phase("cases")
+    display.trials(len(cells) - len(unfinished), len(cells), outcome.context.config.search.concurrent_trials)
+    if unfinished:
+        _build_cells(outcome, unfinished, display)
+    return started
+
+
+def _missing(outcome: Outcome, cell: Cell) -> bool:
+    return any(not outcome.store.exists(reading.stage.kind, reading.stage.key) for reading in outcome.readings[cell])
+
+
+def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> None:
+    import ray
+
+    search, total = outcome.context.config.search, ray.cluster_resources()
+    cpus = min(float(search.threads_per_trial), total.get("CPU", 1.0))
+    gpus = min(1.0, total["GPU"] / search.concurrent_trials) if total.get("GPU") else 0.0
+    # A worker that dies takes its task with it: it is tried again, and finds what the first attempt had finished.
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=search.retries)(build_cell)
+    waiting = {
+        task.remote(outcome.context, str(cell), [reading.stage for reading in outcome.readings[cell]]): cell for cell in cells
+    }
+    done = len(outcome.readings) - len(cells)
+    while waiting:
+        (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+        cell = waiting.pop(ready)
+        try:
+            built = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            built = Built([], f"its process died: {(str(error).splitlines() or [''])[0]}")
+        _note(outcome, built.uses)
+        if built.bad_input:
+            raise InputError(f"{cell}: {built.error}")
+        done += 1
+        display.trials(done, len(outcome.readings), search.concurrent_trials)
+        seconds = sum(use.seconds for use in built.uses if not use.reused)
+        display.trial_took(seconds)
+        if built.error is None:
+            reused = sorted({use.kind for use in built.uses if use.reused})
+            display.say(f"{cell}: built in {seconds:.0f} s" + (f"; reused {', '.join(reused)}" if reused else ""))
+        else:
+            outcome.failed[cell] = built.error
+            display.say(f"{cell} FAILED: {built.error}")
+
+
+def build_cell(context: StudyContext, title: str, stages: list[Stage]) -> Built:
+    """Builds a cell's stages in this process, in order; an error is told, not raised."""
+    name = f"cell-{slug(title)}"
+    uses: list[StageUse] = []
+    try:
+        with in_use(StageStore(context.stages_root)):  # it may outlive its driver for a while
+            runner = Runner(context, title, name)
+            uses = runner.uses
+            for stage in stages:
+                runner(stage)
+    except InputError as error:
+        return Built(uses, str(error), bad_input=True)
+    except FitError as error:
+        return Built(uses, str(error))
+    except Exception as error:
+        (context.folder / f"{name}.error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return Built(uses, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    finally:
+        context.reporter(name).done()
+    return Built(uses)
+
+
+def _note(outcome: Outcome, uses: Iterable[StageUse]) -> None:
+    """Remembers the uses; what was built for this study stays so, however often it was found again."""
+    for use in uses:
+        known = outcome.uses.get((use.kind, use.key))
+        if known is None or (known.reused and not use.reused):
+            outcome.uses[use.kind, use.key] = use
+
+
+def account(outcome: Outcome) -> None:
+    """Completes `outcome.uses`: by what earlier sessions of this study built, then by what the store had before it."""
+    needed = {(stage.kind, stage.key): stage for stage in stages_needed(outcome, outcome.readings)}
+    for path in sorted((outcome.context.folder / "uses").glob("*.json")):
+        uses = [StageUse(**use) for use in read_json(path)["uses"]]
+        _note(outcome, [use for use in uses if (use.kind, use.key) in needed])
+    for name, stage in needed.items():
+        manifest = None if name in outcome.uses else outcome.store.peek(*name)
+        if manifest is not None:
+            outcome.uses[name] = StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused=True)

@@ -1,0 +1,261 @@
+"""A named ablation from the command line's request to its report: planned, built, read, shown, tracked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from migvis.errors import InputError
+from migvis.weights import read_json
+from tune.ablation.algebra import check_distinct, configured
+from tune.ablation.cells import account, build_all, stages_needed
+from tune.ablation.outcome import Cell, Outcome, read_metrics, slug
+from tune.ablation.report import write_report
+from tune.ablation.study import Reading, Study
+from tune.ablation.tables import Table, differences, values
+from tune.context import DataSummary, StudyContext
+from tune.pictures import scored_pictures
+from tune.pipeline import plan
+from tune.progress import Display, duration
+from tune.space import check_batch
+from tune.stage_data import dataset_at
+from tune.stages import EXPECTED_SECONDS, Stages
+from tune.store import StageStore
+from tune.store_lock import in_use
+from tune.study_config import StudyConfig
+from tune.study_data import open_data
+from tune.study_folder import locked, write_json
+from tune.summary import git_revision, machine
+from tune.tracking import Tracker, artifacts_folder
+from tune.tracking_writer import Writer
+from tune.trial_result import TrialResult
+
+FOLDER = "ablations"
+"""Where, in a storage folder, ablations are."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all studies of one call share. subjects: none given, each study's own choice."""
+
+    storage: Path
+    config: StudyConfig
+    seed: int
+    seeds: int
+    uri: str
+    subjects: tuple[str, ...] = ()
+    address: str | None = None
+
+
+def open_outcome(study: Study, settings: Settings) -> Outcome:
+    """The cells of a study and the stages that each needs; builds nothing but a synthetic data set that is missing.
+
+    Raises InputError for a case, a subject or a data set that cannot be.
+    """
+    check_distinct(study.cases)
+    data = open_data(settings.config, settings.storage)
+    everyone = tuple(dataset_at(data.path).subjects)
+    for name in settings.subjects:
+        if name not in everyone:
+            raise InputError(f"--subjects: {data.path} has no subject {name!r}; it has {', '.join(everyone)}")
+    subjects = settings.subjects or (everyone if study.both_subjects else settings.config.data.subjects)
+    context = StudyContext(
+        storage=settings.storage,
+        study=study.name,
+        folder=settings.storage / FOLDER / study.name,
+        config=settings.config,
+        data_path=data.path,
+        data_digest=data.digest,
+        rendered=data.rendered,
+        seed=settings.seed,
+        stages_root=settings.storage / "stages",
+        workers=settings.config.search.fit_workers,
+    )
+    stages = {one.name: _stages(context, configured(settings.config, one), data) for one in study.cases}
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    # Seed by seed, so that an interrupted study has whole comparisons.
+    cells = [Cell(one.name, subject, seed) for seed in seeds for subject in subjects for one in study.cases]
+    readings = {cell: study.read(stages[cell.case], cell.subject, cell.seed) for cell in cells}
+    return Outcome(study, context, study.cases, subjects, seeds, stages, readings)
+
+
+def _stages(context: StudyContext, config: StudyConfig, data: DataSummary) -> Stages:
+    check_batch(config, data.training_pictures)
+    return Stages(
+        context.data_path,
+        context.data_digest,
+        config.configuration,
+        context.seed,
+        rendered=context.rendered,
+        threads=config.search.threads_per_trial,
+        workers=context.workers,
+        ray_train=True,
+    )
+
+
+def describe_plan(outcome: Outcome) -> str:
+    """The text of `--dry-run`: the study's runs, the stages by kind that exist and that are missing, and their seconds."""
+    study, store = outcome.study, outcome.store
+    rows = plan(stages_needed(outcome, outcome.readings), store, EXPECTED_SECONDS)
+    lines = [f"{study.name}: {study.question}"]
+    for one in outcome.cases:
+        changes = ", ".join(f"{key} {value}" for key, value in one.changes.items())
+        lines.append(f"  {one.name}" + (f": {changes}" if changes else ""))
+    seeds = f"{len(outcome.seeds)} seed{'s' * (len(outcome.seeds) > 1)}"
+    lines.append(f"  {len(outcome.readings)} runs: {len(outcome.cases)} cases × {', '.join(outcome.subjects)} × {seeds}")
+    for kind in dict.fromkeys(row.kind for row in rows):
+        own = [row for row in rows if row.kind == kind]
+        missing = [row for row in own if not row.exists]
+        # One by one; small models that are missing are fitted together, for less.
+        lines.append(
+            f"  {kind:<20} {len(own) - len(missing):4d} exist, {len(missing):4d} missing, "
+            f"{sum(row.seconds for row in missing):7.0f} s to come, {sum(row.seconds for row in own if row.exists):7.0f} s reused"
+        )
+    return "\n".join([*lines, f"  estimate: {duration(sum(row.seconds for row in rows if not row.exists))}"])
+
+
+def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
+    """Builds what is missing, and writes tables, figures, report and tracking; the outcome and the report's path.
+
+    Raises InputError for bad input, FitError where a shared stage cannot be fitted.
+    """
+    begin = time.monotonic()
+    outcome = open_outcome(study, settings)
+    context = outcome.context
+    context.folder.mkdir(parents=True, exist_ok=True)
+    # Like a trial's actor, this process computes: the shared stages, and what the figures read.
+    torch.set_num_threads(context.config.search.threads_per_trial)
+    with ExitStack() as stack:
+        stack.enter_context(locked(context.folder))
+        stack.enter_context(in_use(StageStore(context.stages_root)))
+        display = stack.enter_context(Display(context.folder / "progress", _expected(outcome)))
+        display.say(f"ablation {study.name}: {study.question}")
+        tracker = _tracker(outcome, settings)
+        try:
+            build_all(outcome, display, settings.address)
+            account(outcome)
+            display.phase("report")
+            for cell, readings in outcome.readings.items():
+                if cell not in outcome.failed:
+                    outcome.metrics[cell] = read_metrics(readings, outcome.store)
+            tables, figures = show(outcome)
+            seconds = time.monotonic() - begin
+            report = write_report(outcome, tables, figures, seconds)
+            write_json(context.folder / "summary.json", _summary(outcome, seconds))
+            for cell in outcome.metrics:
+                tracker.submit(str(cell), _cell_job(outcome, cell))
+            files = {"report": report, **{f"tables/{path.stem}": path for path in sorted((context.folder / "tables").iterdir())}}
+            tracker.study_ended("FINISHED", images={path.stem: path for path in figures.values()}, artifacts=files)
+        except BaseException:
+            tracker.study_ended("KILLED")
+            raise
+        finally:
+            for problem in tracker.close():
+                display.say(f"WARNING: {problem}")
+    return outcome, report
+
+
+def show(outcome: Outcome) -> tuple[list[Table], dict[str, Path]]:
+    """The tables, written as CSV too, and the figures by caption."""
+    study, folder = outcome.study, outcome.context.folder
+    found = [table for subject in outcome.subjects for table in (values(outcome, subject), differences(outcome, subject))]
+    tables = [table for table in found if table is not None]
+    tables += [table for make in study.tables for table in make(outcome)]
+    for table in tables:
+        table.write(folder / "tables")
+    figures: dict[str, Path] = {}
+    for figure in study.figures:
+        figures |= figure(outcome, folder / "figures")
+    return tables, figures
+
+
+def _expected(outcome: Outcome) -> dict[str, float]:
+    """Seconds of a cell, for the time left before any was built."""
+    rows = plan(stages_needed(outcome, outcome.readings), outcome.store, EXPECTED_SECONDS)
+    missing = sum(row.seconds for row in rows if not row.exists and row.scope == "trial")
+    return {"trial": missing / max(1, len(outcome.readings))}
+
+
+def _summary(outcome: Outcome, seconds: float) -> dict[str, Any]:
+    built = [use for use in outcome.uses.values() if not use.reused]
+    return {
+        "study": outcome.study.name,
+        "question": outcome.study.question,
+        "git_revision": git_revision(),
+        "machine": machine(),
+        "data_digest": outcome.context.data_digest,
+        "configuration": outcome.context.config.configuration.model_dump(mode="json"),
+        "cases": {one.name: dict(one.changes) for one in outcome.cases},
+        "seconds": round(seconds, 1),
+        "built_seconds": round(sum(use.seconds for use in built), 1),
+        "failed": {str(cell): reason for cell, reason in outcome.failed.items()},
+        "runs": [{**asdict(cell), "metrics": values} for cell, values in outcome.metrics.items()],
+    }
+
+
+def _tracker(outcome: Outcome, settings: Settings) -> Tracker:
+    """A tracker of this study; a study of the same name with another configuration is another run."""
+    context, path = outcome.context, outcome.context.folder / "mlflow_runs.json"
+    params = context.config.identity()["configuration"]
+    identity = json.dumps([context.study, params, context.data_digest, context.seed, settings.uri], sort_keys=True)
+    study_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    stored = read_json(path) if path.exists() else {}
+    known: dict[str, Any] = stored.get(study_id, {})
+
+    def remember(key: str, value: Any) -> None:
+        known[key] = value
+        write_json(path, {**stored, study_id: known})
+
+    tags = {
+        "migvis.data_digest": context.data_digest,
+        "migvis.seed": str(context.seed),
+        "migvis.preset": context.config.preset,
+        "migvis.question": outcome.study.question,
+        "mlflow.source.git.commit": git_revision(),
+        "mlflow.source.name": "tune/ablate.py",
+    }
+    writer = Writer(
+        settings.uri,
+        artifacts_folder(settings.uri, context.storage),
+        f"ablate-{context.study}",
+        study_id=study_id,
+        seed=context.seed,
+        tags=tags,
+        params=params,
+        recall=known.get,
+        remember=remember,
+    )
+    tracker = Tracker(writer)
+    tracker.start()
+    return tracker
+
+
+def _cell_job(outcome: Outcome, cell: Cell) -> Any:
+    """Writes a cell to MLflow as a run of its own, its case's name first, so that runs of a case stand together."""
+    changes = next(one.changes for one in outcome.cases if one.name == cell.case)
+    uses = [outcome.uses[reading.stage.kind, reading.stage.key] for reading in outcome.readings[cell] if _used(outcome, reading)]
+    result = TrialResult(outcome.metrics[cell], stages=[asdict(use) for use in uses], images=_pictures(outcome, cell))
+    tags = {"case": cell.case, "subject": cell.subject, "seed": str(cell.seed)}
+    key = hashlib.sha256(json.dumps([*tags.values(), dict(changes)], sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{cell.case} · {cell.subject} · seed {cell.seed}"
+    return lambda writer: writer.case_ended(key, name, changes, tags, result)
+
+
+def _used(outcome: Outcome, reading: Reading) -> bool:
+    return (reading.stage.kind, reading.stage.key) in outcome.uses
+
+
+def _pictures(outcome: Outcome, cell: Cell) -> dict[str, Path]:
+    """The edits of a cell, to compare across runs; of the first seed only, since a picture takes longer than its numbers."""
+    synthesis, evaluation = outcome.path(cell, "synthesis"), outcome.path(cell, "evaluation")
+    if cell.seed != outcome.seeds[0] or synthesis is None or evaluation is None:
+        return {}
+    folder = outcome.context.folder / "runs" / slug(str(cell))
+    return scored_pictures(outcome.dataset, synthesis, evaluation, folder, cell.subject, f"{outcome.study.name}: {cell}")

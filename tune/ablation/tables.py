@@ -1,0 +1,186 @@
+"""The tables of an ablation: plain texts, written alike into the report and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from migvis.metrics.similarity import group_similarity, matched
+from migvis.statistics import Interval, t_interval
+from migvis.weights import load_vae_folder
+from tune.ablation.outcome import Cell, Outcome
+from tune.ablation.study import SPLIT, Column
+
+NOTHING = "–"
+LEAST_REALISM = 0.7
+"""Realism at which methods are compared: a method that does not reach it has no edit to show there."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; `file` names its CSV. emphasis: (row, column) of differences whose interval is clear of 0."""
+
+    title: str
+    file: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    emphasis: frozenset[tuple[int, int]] = frozenset()
+
+    def write(self, folder: Path) -> Path:
+        """Writes the CSV; returns its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.file}.csv"
+        with path.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(self.header)
+            writer.writerows(self.rows)
+        return path
+
+
+def values(outcome: Outcome, subject: str) -> Table:
+    """Mean ± sd over seeds of every column, with the papers' figures beside ours where there are any."""
+    columns, published = outcome.study.columns, outcome.study.published
+    beside = [any((subject, one.name, column.metric) in published for one in outcome.cases) for column in columns]
+    header = ["case"]
+    for column, shown in zip(columns, beside, strict=True):
+        header += [column.label, "paper"] if shown else [column.label]
+    rows = []
+    for one in outcome.cases:
+        row = [one.name]
+        for column, shown in zip(columns, beside, strict=True):
+            row.append(_mean_sd(outcome.interval(one.name, subject, column.metric), column))
+            if shown:
+                figure = published.get((subject, one.name, column.metric))
+                row.append(NOTHING if figure is None else f"{figure:.{column.digits}f}")
+        rows.append(row)
+    counts = {len(outcome.seeds_of(one.name, subject, columns[0].metric)) for one in outcome.cases}
+    seeds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return Table(f"{subject}: mean ± sd over {seeds} seeds, {SPLIT} images", f"values_{subject}", header, rows)
+
+
+def differences(outcome: Outcome, subject: str) -> Table | None:
+    """Differences to the base, paired by seed, with Student's 95 % intervals; selectivity also by bootstrap over stimuli."""
+    base, columns = outcome.study.base, outcome.study.columns
+    if base is None or len(outcome.cases) < 2:
+        return None
+    others = [one.name for one in outcome.cases if one.name != base]
+    stimuli = {name: outcome.over_stimuli(name, base, subject) for name in others}
+    header = ["case", *(column.label for column in columns)]
+    if any(stimuli.values()):
+        header.append("selectivity, over stimuli")
+    rows, clear = [], set()
+    for index, name in enumerate(others):
+        row = [name]
+        for place, column in enumerate(columns, start=1):
+            interval = outcome.difference(name, base, subject, column.metric)
+            row.append(_difference(interval, column))
+            if interval is not None and interval.clear_of_zero:
+                clear.add((index, place))
+        if any(stimuli.values()):
+            interval = stimuli[name]
+            row.append(_difference(interval, Column("selectivity", "")))
+            if interval is not None and interval.clear_of_zero:
+                clear.add((index, len(row) - 1))
+        rows.append(row)
+    note = "Paired by seed, Student's 95 % intervals; bold: the interval is clear of 0."
+    if any(stimuli.values()):
+        note += " The last column resamples test pairs instead (bootstrap), with the seeds as they are."
+    return Table(f"{subject}: difference to {base}", f"differences_{subject}", header, rows, note, frozenset(clear))
+
+
+def _mean_sd(interval: Interval | None, column: Column) -> str:
+    if interval is None:
+        return NOTHING
+    mean = f"{interval.mean * column.factor:.{column.digits}f}"
+    return mean if interval.count == 1 else f"{mean} ± {interval.sd * column.factor:.{column.digits}f}"
+
+
+def _difference(interval: Interval | None, column: Column) -> str:
+    if interval is None:
+        return NOTHING
+    mean, low, high = (f"{value * column.factor:+.{column.digits}f}" for value in (interval.mean, interval.low, interval.high))
+    return mean if interval.count == 1 else f"{mean} [{low}, {high}]"
+
+
+def at_equal_realism(outcome: Outcome) -> list[Table]:
+    """Each method at the scale that validation pairs choose: the most selective one whose realism there is high enough.
+
+    The choice is by means over seeds on validation pairs, what is shown was measured on test pairs.
+    """
+    return [_at_equal_realism(outcome, subject) for subject in outcome.subjects]
+
+
+def _at_equal_realism(outcome: Outcome, subject: str) -> Table:
+    methods: dict[str, list[str]] = {}
+    for one in outcome.cases:
+        methods.setdefault(one.name.rpartition(", ")[0], []).append(one.name)
+    chosen: dict[str, str | None] = {}
+    for method, names in methods.items():
+        good = [name for name in names if _validation(outcome, name, subject, "realism") >= LEAST_REALISM]
+        chosen[method] = max(good, key=lambda name: _validation(outcome, name, subject, "selectivity"), default=None)
+    first = chosen[next(iter(methods))]
+    rows, clear = [], set()
+    for index, (method, name) in enumerate(chosen.items()):
+        if name is None:
+            best = max(methods[method], key=lambda one: _validation(outcome, one, subject, "realism"))
+            rows.append([method, f"none; at most {_validation(outcome, best, subject, 'realism'):.2f}", *[NOTHING] * 5])
+            continue
+        row = [method, name.rpartition(", ")[2]]
+        for metric in ("realism", "selectivity", "move_pose_group1", "move_category_group2"):
+            row.append(_mean_sd(outcome.interval(name, subject, metric), Column(metric, "")))
+        against = None if first is None or name == first else outcome.difference(name, first, subject, "selectivity")
+        row.append(_difference(against, Column("selectivity", "")))
+        if against is not None and against.clear_of_zero:
+            clear.add((index, len(row) - 1))
+        rows.append(row)
+    header = ["method", "scale", "realism", "selectivity", "group 1 moves pose", "group 2 moves category"]
+    header.append(f"selectivity, to {next(iter(methods))}")
+    note = (
+        f"Scale: of those with a mean realism of at least {LEAST_REALISM:g} on validation pairs the one with the highest "
+        "selectivity there; the figures are of test pairs. Last column: paired by seed, Student's 95 % interval."
+    )
+    return Table(f"{subject}: at equal realism", f"equal_realism_{subject}", header, rows, note, frozenset(clear))
+
+
+def _validation(outcome: Outcome, case: str, subject: str, metric: str) -> float:
+    interval = outcome.interval(case, subject, f"validation/{metric}")
+    return -np.inf if interval is None else interval.mean
+
+
+@torch.no_grad()
+def similarity_over_seeds(outcome: Outcome) -> list[Table]:
+    """How similar the groups of one case are between two seeds, group by group and after the best matching."""
+    tables = []
+    rows_of = outcome.dataset.split[SPLIT].copy()
+    for subject in outcome.subjects:
+        responses = torch.tensor(outcome.dataset.subjects[subject].response[rows_of])
+        rows, header = [], []
+        for one in outcome.cases:
+            paths = [outcome.path(Cell(one.name, subject, seed), "vae") for seed in outcome.seeds]
+            vaes = [load_vae_folder(path) for path in paths if path is not None]
+            latents = [vae.encode(responses)[0].numpy() for vae in vaes]
+            if len(latents) < 2:
+                continue
+            count = vaes[0].group_count
+            pairs = [group_similarity(a, b, count) for a, b in combinations(latents, 2)]
+            same = np.stack([np.diagonal(matrix) for matrix in pairs])
+            best = [float(matched(matrix)[1].mean()) for matrix in pairs]
+            others = [float(matrix[~np.eye(count, dtype=bool)].mean()) for matrix in pairs]
+            header = ["case", *(f"group {g}" for g in range(1, count + 1)), "best matching", "different groups"]
+            columns = [*same.T.tolist(), best, others]
+            rows.append([one.name, *(_mean_sd(t_interval(column), Column("", "", digits=2)) for column in columns)])
+        note = (
+            "Linear CKA of posterior means of test stimuli between two seeds, mean ± sd over pairs of seeds (pairs share seeds, "
+            "so there is no interval): 1 for the same up to a rotation within the group. Best matching: groups of one seed "
+            "assigned to those of the other; different groups: what two groups have in common that are not the same."
+        )
+        if rows:
+            tables.append(Table(f"{subject}: groups over seeds", f"similarity_{subject}", header, rows, note))
+    return tables
