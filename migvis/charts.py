@@ -25,8 +25,10 @@ MARKERS = "osD^vPX"
 Point = tuple[float, Interval]
 
 
-def interval_chart(cases: Sequence[str], panels: Mapping[str, Sequence[Interval | None]], path: Path, title: str = "") -> Path:
-    """Draws, for each metric of `panels`, the mean and the interval of every case (top to bottom); returns the path.
+def interval_chart(
+    cases: Sequence[str], panels: Mapping[str, Sequence[Interval | None]], path: Path, title: str = "", base: str | None = None
+) -> Path:
+    """Draws, for each metric of `panels`, the mean and the interval of every case (top to bottom), `base` in black.
 
     The first panel names the cases; a mean without an interval is a dot alone, a case that was not measured is left out.
     Raises InputError without a case or a panel, or for a panel with another number of values.
@@ -42,7 +44,7 @@ def interval_chart(cases: Sequence[str], panels: Mapping[str, Sequence[Interval 
         axes = first = figure.add_subplot(1, len(panels), place, sharey=first)
         for row, interval in enumerate(intervals):
             if interval is not None:
-                _whisker(axes, interval, row, horizontal=True, colour=COLOURS[0] if row else "black")
+                _whisker(axes, interval, row, horizontal=True, colour="black" if cases[row] == base else COLOURS[0])
         axes.set_title(name, fontsize=9, parse_math=False)
         _plain(axes)
         axes.grid(axis="x", color="0.9")
@@ -135,14 +137,17 @@ def response_chart(
     return _save(figure, path, title)
 
 
-def scatter_chart(x: np.ndarray, y: np.ndarray, path: Path, across: str, up: str, title: str = "") -> Path:
-    """Draws one dot per unit, x [n] against y [n], with 0 and the medians marked. Raises InputError for unequal lengths."""
+def scatter_chart(
+    x: np.ndarray, y: np.ndarray, path: Path, across: str, up: str, title: str = "", chance: tuple[float, float] | None = None
+) -> Path:
+    """Draws one dot per unit, x [n] against y [n]; `chance` marks a level of each. Raises InputError for unequal lengths."""
     if x.shape != y.shape or x.ndim != 1:
         raise InputError(f"scatter chart: shapes {x.shape} and {y.shape}, expected [n] twice")
     figure = _figure(4.4, 3.8)
     axes = figure.add_subplot(1, 1, 1)
-    axes.axvline(float(np.median(x)), color="0.8", linewidth=1, linestyle=":")
-    axes.axhline(float(np.median(y)), color="0.8", linewidth=1, linestyle=":")
+    if chance is not None:
+        axes.axvline(chance[0], color="0.6", linewidth=1, linestyle=":")
+        axes.axhline(chance[1], color="0.6", linewidth=1, linestyle=":")
     axes.plot(x, y, linestyle="", marker="o", markersize=4, color=COLOURS[0], alpha=0.7)
     axes.set_xlabel(across, fontsize=9)
     axes.set_ylabel(up, fontsize=9)

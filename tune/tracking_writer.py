@@ -200,7 +200,7 @@ class Writer:
         tags: its case, subject and seed. A run that exists is written over.
         """
         own = {"mlflow.parentRunId": self.parent_run(), "migvis.cell": key}
-        described = {f"migvis.{tag}": value for tag, value in tags.items()}
+        described = {"migvis.kind": "case", **{f"migvis.{tag}": value for tag, value in tags.items()}}
         run_id = self._run(f"mlflow_cell:{key}", name, own, {**self._params, **changes, **tags}, described)
         self._log_result(run_id, result, {}, {})
 

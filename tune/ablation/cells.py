@@ -57,7 +57,10 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> bool:
             if stage.scope == "study":
                 display.say(f"{stage}: {shared(stage).seconds:.0f} s")
         # Small models are fitted together, all cases and seeds at once where their shapes allow it.
-        shared.together([stage for stage in missing if stage.together is not None])
+        try:
+            shared.together([stage for stage in missing if stage.together is not None])
+        except FitError as error:
+            display.say(f"not fitted together, but one by one, since one ends all: {error}")
         _note(outcome, shared.uses)
         context.reporter("shared").done()
     unfinished = [cell for cell in cells if _missing(outcome, cell)]

@@ -25,7 +25,7 @@ Pictures = dict[str, Path]
 
 def intervals(outcome: Outcome, folder: Path) -> Pictures:
     """Every column of the study's table, by case, with Student's intervals over seeds."""
-    found = {}
+    found: Pictures = {}
     cases = [one.name for one in outcome.cases]
     for subject in outcome.subjects:
         panels = {
@@ -35,7 +35,7 @@ def intervals(outcome: Outcome, folder: Path) -> Pictures:
         panels = {name: values for name, values in panels.items() if any(values)}
         if panels:
             caption = f"{subject}: means over {len(outcome.seeds)} seeds, with Student's 95 % intervals"
-            found[caption] = interval_chart(cases, panels, folder / f"intervals_{subject}.png")
+            found[caption] = interval_chart(cases, panels, folder / f"intervals_{subject}.png", base=outcome.study.base)
     return found
 
 
@@ -47,7 +47,7 @@ def _scaled(interval: Interval | None, factor: float) -> Interval | None:
 
 def aligned_edits(outcome: Outcome, folder: Path) -> Pictures:
     """The same test pairs edited by every case, one grid per group; captions say what the instrument reads."""
-    found = {}
+    found: Pictures = {}
     seed = outcome.seeds[0]
     for subject in outcome.subjects:
         for group, name in ((1, "pose"), (2, "category")):
@@ -89,7 +89,7 @@ def _wrapped(name: str, width: int = 24) -> str:
 
 def galleries(outcome: Outcome, folder: Path) -> Pictures:
     """The shown edits of every case and its first seed: all groups, towards a target and shifted."""
-    found = {}
+    found: Pictures = {}
     for one in outcome.cases:
         step = outcome.stages[one.name].configuration.synthesis.edit_step
         for subject in outcome.subjects:
@@ -118,7 +118,7 @@ def trade_off(outcome: Outcome, folder: Path) -> Pictures:
 
 def dose(outcome: Outcome, folder: Path) -> Pictures:
     """Selectivity, its parts and realism against the guidance scale, a curve per edit step."""
-    found = {}
+    found: Pictures = {}
     for subject in outcome.subjects:
         panels: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
         for one in outcome.cases:

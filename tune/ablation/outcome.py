@@ -34,7 +34,10 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """Results by cell. context: of the base. uses: the first use of each stage, by (kind, key). failed: by cell, why."""
+    """Results by cell. context: of the base. same: cases left out, since here they are the base itself.
+
+    uses: of each stage by (kind, key), whether it was built for this study. failed: by cell, why.
+    """
 
     study: Study
     context: StudyContext
@@ -43,6 +46,7 @@ class Outcome:
     seeds: Sequence[int]
     stages: dict[str, Stages]
     readings: dict[Cell, list[Reading]]
+    same: Sequence[str] = ()
     metrics: dict[Cell, dict[str, float]] = field(default_factory=dict)
     uses: dict[tuple[str, str], StageUse] = field(default_factory=dict)
     failed: dict[Cell, str] = field(default_factory=dict)

@@ -31,6 +31,7 @@ def write_report(outcome: Outcome, tables: Sequence[Table], figures: Mapping[str
         tables=tables,
         figures=[(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in figures.items()],
         cases=[(one.name, ", ".join(f"{key} = {value}" for key, value in one.changes.items())) for one in outcome.cases],
+        same=outcome.same,
         failed={str(cell): reason for cell, reason in outcome.failed.items()},
         costs=costs(outcome),
         seconds=duration(seconds),

@@ -65,7 +65,11 @@ def open_outcome(study: Study, settings: Settings) -> Outcome:
     for name in settings.subjects:
         if name not in everyone:
             raise InputError(f"--subjects: {data.path} has no subject {name!r}; it has {', '.join(everyone)}")
-    subjects = settings.subjects or (everyone if study.both_subjects else settings.config.data.subjects)
+    subjects = settings.subjects or settings.config.data.subjects
+    if study.subjects is not None and not settings.subjects:
+        subjects = tuple(everyone[place] for place in study.subjects if place < len(everyone))
+        if not subjects:
+            raise InputError(f"{study.name}: {data.path} has only {', '.join(everyone)}; --subjects chooses another one")
     context = StudyContext(
         storage=settings.storage,
         study=study.name,
@@ -78,12 +82,16 @@ def open_outcome(study: Study, settings: Settings) -> Outcome:
         stages_root=settings.storage / "stages",
         workers=settings.config.search.fit_workers,
     )
-    stages = {one.name: _stages(context, configured(settings.config, one), data) for one in study.cases}
+    configs = {one.name: configured(settings.config, one) for one in study.cases}
+    stages = {name: _stages(context, config, data) for name, config in configs.items()}
+    # A preset may lack a part already, so that leaving it out changes nothing.
+    same = [name for name, config in configs.items() if name != study.base and config == configs.get(study.base or "")]
+    cases = [one for one in study.cases if one.name not in same]
     seeds = range(settings.seed, settings.seed + settings.seeds)
     # Seed by seed, so that an interrupted study has whole comparisons.
-    cells = [Cell(one.name, subject, seed) for seed in seeds for subject in subjects for one in study.cases]
+    cells = [Cell(one.name, subject, seed) for seed in seeds for subject in subjects for one in cases]
     readings = {cell: study.read(stages[cell.case], cell.subject, cell.seed) for cell in cells}
-    return Outcome(study, context, study.cases, subjects, seeds, stages, readings)
+    return Outcome(study, context, cases, subjects, seeds, stages, readings, same)
 
 
 def _stages(context: StudyContext, config: StudyConfig, data: DataSummary) -> Stages:
@@ -109,6 +117,7 @@ def describe_plan(outcome: Outcome) -> str:
         changes = ", ".join(f"{key} {value}" for key, value in one.changes.items())
         lines.append(f"  {one.name}" + (f": {changes}" if changes else ""))
     seeds = f"{len(outcome.seeds)} seed{'s' * (len(outcome.seeds) > 1)}"
+    lines += [f"  {name}: the same as {study.base} in this configuration, left out" for name in outcome.same]
     lines.append(f"  {len(outcome.readings)} runs: {len(outcome.cases)} cases × {', '.join(outcome.subjects)} × {seeds}")
     for kind in dict.fromkeys(row.kind for row in rows):
         own = [row for row in rows if row.kind == kind]

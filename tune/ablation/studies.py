@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune.ablation import figures, tables
+from tune.ablation import figures, readouts, tables
 from tune.ablation.algebra import FULL, Case, case, leave_one_out, product, sweep
 from tune.ablation.study import Column, Study, edits, edits_and_choice, gallery, representation
 
@@ -35,6 +35,8 @@ VAES = (
     *case("without PC", WITHOUT_PC),
     FULL,
 )
+BOTH = (0, 1)
+"""The first two subjects of a data set; the papers' M1 and M2."""
 _DATA = (
     "The papers' recordings are two macaques' (58 and 110 sites); the default data here are a simulated population of the "
     "same sizes, so orderings can be compared, values cannot."
@@ -80,7 +82,7 @@ STUDIES = (
         VAES,
         representation,
         (R2,),
-        both_subjects=True,
+        subjects=BOTH,
         published={
             ("M1", "standard VAE", "neural_r2"): 78.62,
             ("M1", "without supervision", "neural_r2"): 76.90,
@@ -101,7 +103,7 @@ STUDIES = (
         representation,
         (R2, RMSE, MIG, GROUP_MIG, GROUP_MIG_SHUFFLED),
         base="standard VAE",
-        both_subjects=True,
+        subjects=BOTH,
         published={
             ("M1", "standard VAE", "neural_r2"): 78.62,
             ("M1", "full", "neural_r2"): 76.58,
@@ -127,15 +129,27 @@ STUDIES = (
             representation,
             (R2, SUPERVISED, UNSUPERVISED),
             base=None,
-            both_subjects=True,
+            subjects=(place,),
             published={(subject, "full", metric): value for metric, value in values.items()},
             remark=_DATA + " Explained by ridge regression on those latents alone, so the two parts need not sum to the whole.",
             figures=(figures.intervals,),
         )
-        for name, subject, values in (
-            ("table3", "M1", {"neural_r2": 76.13, "supervised_r2": 32.50, "unsupervised_r2": 20.88}),
-            ("table4", "M2", {"neural_r2": 71.82, "supervised_r2": 28.11, "unsupervised_r2": 19.63}),
+        for name, place, subject, values in (
+            ("table3", 0, "M1", {"neural_r2": 76.13, "supervised_r2": 32.50, "unsupervised_r2": 20.88}),
+            ("table4", 1, "M2", {"neural_r2": 71.82, "supervised_r2": 28.11, "unsupervised_r2": 19.63}),
         )
+    ),
+    Study(
+        "figure1",
+        "What do single units tell about pose and category, and do they tell them apart?",
+        (FULL,),
+        representation,
+        (R2,),
+        base=None,
+        subjects=BOTH,
+        remark=_DATA + " Units are decoded from their responses; the fitted VAE beside them only shows what is to be explained.",
+        figures=(readouts.unit_pictures,),
+        tables=(readouts.unit_tables,),
     ),
     Study(
         "figure4",
@@ -164,7 +178,7 @@ STUDIES = (
         representation,
         (R2,),
         base=None,
-        both_subjects=True,
+        subjects=BOTH,
         remark="Responses are averages over repetitions of a stimulus, as in the data set, not single trials.",
         figures=(figures.reconstructions,),
     ),
@@ -205,6 +219,17 @@ STUDIES = (
         EDITS,
         base=None,
         figures=(figures.dose, figures.aligned_edits),
+    ),
+    Study(
+        "transfer",
+        "Do edits of one subject's groups show another subject's critic what that subject's groups encode?",
+        (FULL,),
+        edits,
+        EDITS,
+        base=None,
+        subjects=BOTH,
+        figures=(readouts.transfer_pictures,),
+        tables=(readouts.transfer_tables,),
     ),
     Study(
         "stability",

@@ -53,7 +53,8 @@ class Study:
     """A named ablation. `base` is the case that all others are compared with, paired by seed; none: no comparison.
 
     published: the papers' figures by (subject, case, metric), in the column's units. remark: where data or definitions
-    differ from the papers'. both_subjects: all subjects of the data set, else those of the configuration.
+    differ from the papers'. subjects: places in the data set's list of them, from 0, as far as they exist; none: those of the
+    configuration.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Study:
     read: Read
     columns: tuple[Column, ...]
     base: str | None = "full"
-    both_subjects: bool = False
+    subjects: tuple[int, ...] | None = None
     published: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     remark: str = ""
     figures: tuple[Figure, ...] = ()

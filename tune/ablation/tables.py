@@ -55,7 +55,7 @@ def values(outcome: Outcome, subject: str) -> Table:
     for one in outcome.cases:
         row = [one.name]
         for column, shown in zip(columns, beside, strict=True):
-            row.append(_mean_sd(outcome.interval(one.name, subject, column.metric), column))
+            row.append(mean_sd(outcome.interval(one.name, subject, column.metric), column))
             if shown:
                 figure = published.get((subject, one.name, column.metric))
                 row.append(NOTHING if figure is None else f"{figure:.{column.digits}f}")
@@ -95,7 +95,8 @@ def differences(outcome: Outcome, subject: str) -> Table | None:
     return Table(f"{subject}: difference to {base}", f"differences_{subject}", header, rows, note, frozenset(clear))
 
 
-def _mean_sd(interval: Interval | None, column: Column) -> str:
+def mean_sd(interval: Interval | None, column: Column) -> str:
+    """As a table shows it; the mean alone where there is one value."""
     if interval is None:
         return NOTHING
     mean = f"{interval.mean * column.factor:.{column.digits}f}"
@@ -134,7 +135,7 @@ def _at_equal_realism(outcome: Outcome, subject: str) -> Table:
             continue
         row = [method, name.rpartition(", ")[2]]
         for metric in ("realism", "selectivity", "move_pose_group1", "move_category_group2"):
-            row.append(_mean_sd(outcome.interval(name, subject, metric), Column(metric, "")))
+            row.append(mean_sd(outcome.interval(name, subject, metric), Column(metric, "")))
         against = None if first is None or name == first else outcome.difference(name, first, subject, "selectivity")
         row.append(_difference(against, Column("selectivity", "")))
         if against is not None and against.clear_of_zero:
@@ -175,7 +176,7 @@ def similarity_over_seeds(outcome: Outcome) -> list[Table]:
             others = [float(matrix[~np.eye(count, dtype=bool)].mean()) for matrix in pairs]
             header = ["case", *(f"group {g}" for g in range(1, count + 1)), "best matching", "different groups"]
             columns = [*same.T.tolist(), best, others]
-            rows.append([one.name, *(_mean_sd(t_interval(column), Column("", "", digits=2)) for column in columns)])
+            rows.append([one.name, *(mean_sd(t_interval(column), Column("", "", digits=2)) for column in columns)])
         note = (
             "Linear CKA of posterior means of test stimuli between two seeds, mean ± sd over pairs of seeds (pairs share seeds, "
             "so there is no interval): 1 for the same up to a rotation within the group. Best matching: groups of one seed "

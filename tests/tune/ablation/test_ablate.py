@@ -1,0 +1,121 @@
+"""`python tune/ablate.py`: real fits of tiny models, the report, the tracking, resumption, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tune.ablate import main
+
+TABLES = ("values_M1", "differences_M1")
+
+
+def run(storage: Path, tiny: Path, *arguments: str) -> int:
+    return main(["--storage", str(storage), "--config", str(tiny), *arguments])
+
+
+def fails(capsys, storage: Path, tiny: Path, *arguments: str) -> str:
+    """The one line of a command that must exit 2."""
+    assert run(storage, tiny, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def summary(storage: Path, name: str) -> dict:
+    return json.loads((storage / "ablations" / name / "summary.json").read_text())
+
+
+def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, storage, tiny, own_study, capsys) -> None:
+    assert run(storage, tiny, str(own_study), "--seeds", "2", "--dry-run") == 0
+    planned = capsys.readouterr().out
+    assert "4 runs: 2 cases × M1 × 2 seeds" in planned
+    assert "without KL: vae.kl_weight 0.0" in planned
+    assert not (storage / "stages").exists()
+
+    assert run(storage, tiny, str(own_study), "--seeds", "2") == 0
+    said = capsys.readouterr().out
+    assert "without KL, M1, seed 1: built in" in said
+    folder = storage / "ablations" / "mine"
+    first = summary(storage, "mine")
+    assert [(cell["case"], cell["seed"]) for cell in first["runs"]] == [
+        ("full", 0),
+        ("without KL", 0),
+        ("full", 1),
+        ("without KL", 1),
+    ]
+    assert first["built_seconds"] > 0
+    page = (folder / "report.html").read_text()
+    for words in ("Is the KL term needed?", "without KL", "data:image/png;base64,", "difference to full", "vae.kl_weight = 0.0"):
+        assert words in page
+    assert "http" not in page.replace("http-equiv", ""), "the page needs nothing from elsewhere"
+    tables = {path.stem: path.read_text() for path in (folder / "tables").iterdir()}
+    assert sorted(tables) == sorted(TABLES)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("migvis").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.`migvis.kind` = 'study'")
+    cells = client.search_runs([experiment], "tags.`migvis.kind` = 'case'")
+    assert parent.info.run_name == "ablate-mine"
+    assert {run.info.run_name for run in cells} == {
+        f"{case} · M1 · seed {seed}" for case in ("full", "without KL") for seed in (0, 1)
+    }
+    without = next(run for run in cells if run.info.run_name == "without KL · M1 · seed 1")
+    assert without.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert float(without.data.params["vae.kl_weight"]) == 0.0
+    assert without.data.metrics["neural_r2"] == pytest.approx(first["runs"][3]["metrics"]["neural_r2"])
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"report", "tables", "images"}
+
+    # Again: nothing is built, nothing is tracked twice, the figures are the same.
+    assert run(storage, tiny, str(own_study), "--seeds", "2") == 0
+    assert "built in" not in capsys.readouterr().out
+    assert summary(storage, "mine")["runs"] == first["runs"]
+    assert {path.stem: path.read_text() for path in (folder / "tables").iterdir()} == tables
+    assert len(client.search_runs([experiment])) == 5
+    # A third seed costs that seed alone.
+    stages = {path for path in (storage / "stages" / "vae").iterdir()}
+    assert run(storage, tiny, str(own_study), "--seeds", "3") == 0
+    assert len({path for path in (storage / "stages" / "vae").iterdir()} - stages) == 2
+    assert summary(storage, "mine")["runs"][:4] == first["runs"]
+
+
+def test_a_fit_that_diverges_is_told_and_the_rest_is_reported(local_ray, storage, tiny, tmp_path, capsys) -> None:
+    study = tmp_path / "wild.py"
+    study.write_text(
+        "from tune.ablation.algebra import FULL, case\n"
+        "from tune.ablation.study import Column, Study, representation\n"
+        "wild = Study('wild', 'Too fast?', (FULL, *case('wild', {'vae.learning_rate': 1e30})), representation,\n"
+        "             (Column('neural_r2', 'R2'),))\n"
+    )
+    assert run(storage, tiny, str(study), "--seeds", "1") == 1
+    assert "wild, M1, seed 0 FAILED" in capsys.readouterr().out
+    assert [cell["case"] for cell in summary(storage, "wild")["runs"]] == ["full"]
+    assert "Not everything could be fitted" in (storage / "ablations" / "wild" / "report.html").read_text()
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(storage, tiny, own_study, tmp_path, capsys) -> None:
+    assert "table9: no such ablation; known: table1" in fails(capsys, storage, tiny, "table9")
+    assert "name an ablation" in fails(capsys, storage, tiny)
+    assert "--seeds: expected 1" in fails(capsys, storage, tiny, "table1", "--seeds", "0")
+    assert "--subjects" in fails(capsys, storage, tiny, "table1", "--subjects", "M7")
+    missing = tmp_path / "none.py"
+    assert f"{missing}: no such file" in fails(capsys, storage, tiny, str(missing))
+    missing.write_text("x = 1 / 0")
+    assert f"{missing}: ZeroDivisionError" in fails(capsys, storage, tiny, str(missing))
+    missing.write_text("x = 1")
+    assert "defines no" in fails(capsys, storage, tiny, str(missing))
+    missing.write_text(own_study.read_text().replace("vae.kl_weight", "vae.kl"))
+    assert "case 'without KL': no field 'vae.kl'" in fails(capsys, storage, tiny, str(missing))
+    missing.write_text(own_study.read_text().replace('"mine"', '"table1"'))
+    assert "table1 is the name of an ablation that comes with migvis" in fails(capsys, storage, tiny, str(missing))
+    assert not (storage / "ablations").exists()
+
+
+def test_the_list_names_every_ablation(capsys) -> None:
+    assert main(["--list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"table1", "table2", "table3", "table4", "figure1", "figure5", "components", "dose", "stability"} <= set(names)

@@ -1,0 +1,149 @@
+"""What an ablation reads off fitted models beyond the stages' own metrics: single units, and one subject's edits by another."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from migvis.charts import scatter_chart
+from migvis.errors import InputError
+from migvis.figures import selectivity_matrix
+from migvis.guidance import mutual_information
+from migvis.metrics.single_units import SingleUnits, single_units
+from migvis.statistics import Interval, t_interval
+from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_tensors
+from tune.ablation.figures import Pictures
+from tune.ablation.outcome import Cell, Outcome
+from tune.ablation.study import SPLIT, Column
+from tune.ablation.tables import NOTHING, Table, mean_sd
+
+
+def units_of(outcome: Outcome, subject: str) -> SingleUnits:
+    """Single-unit decoding of a subject's responses. Raises InputError where the data set lacks pose or category labels."""
+    dataset = outcome.dataset
+    stimuli, response = dataset.stimuli, dataset.subjects[subject].response
+    if stimuli.category_id is None or stimuli.pose is None:
+        raise InputError(f"{dataset.path}: single units are decoded for pose and category, and these labels are not both there")
+    posed = np.ones(len(response), dtype=bool) if stimuli.variation is None else stimuli.variation > 0
+    train, test = (dataset.split[name][posed[dataset.split[name]]] for name in ("train", SPLIT))
+    return single_units(
+        *(response[train], stimuli.pose[train, :3], stimuli.category_id[train]),
+        *(response[test], stimuli.pose[test, :3], stimuli.category_id[test]),
+    )
+
+
+def unit_pictures(outcome: Outcome, folder: Path) -> Pictures:
+    """Pose against category of every unit: those beyond both lines have mixed selectivity."""
+    found: Pictures = {}
+    for subject in outcome.subjects:
+        units = units_of(outcome, subject)
+        caption = f"{subject}: what each of {len(units.pose)} units tells by itself; dotted: the 99 % quantile of shuffled labels"
+        found[caption] = scatter_chart(
+            *(units.category, units.pose, folder / f"units_{subject}.png", "category accuracy", "pose R²"),
+            chance=(units.category_chance, units.pose_chance),
+        )
+    return found
+
+
+def unit_tables(outcome: Outcome) -> list[Table]:
+    """How many units are selective for what, and the best of them."""
+    rows = []
+    for subject in outcome.subjects:
+        units = units_of(outcome, subject)
+        counts = [str(count) for count in units.counts.values()]
+        rows.append([subject, *counts, f"{units.pose.max():.3f}", f"{units.category.max():.3f}", f"{units.category_chance:.3f}"])
+    header = [
+        "subject",
+        "both",
+        "pose only",
+        "category only",
+        "neither",
+        "best pose R²",
+        "best category accuracy",
+        "chance of it",
+    ]
+    note = (
+        f"Linear decoding from one unit at a time, fitted on training and scored on {SPLIT} stimuli with varied pose; selective: "
+        "above the 99 % quantile of all units on shuffled labels."
+    )
+    return [Table("units by what they tell", "units", header, rows, note)]
+
+
+@torch.no_grad()
+def transferred(outcome: Outcome, editor: str, reader: str, seed: int) -> np.ndarray | None:
+    """How much more of a target's latents the edits of one subject show to the critic of another, in nats, [2, G].
+
+    Row g: edits of `editor`'s group g = 1, 2 towards their targets. Column h: log p(z_h of the target | edit) less that of the
+    stimulus before the edit, by `reader`'s critic for `reader`'s own latents of the target. None where stages are missing.
+    """
+    case, dataset = outcome.cases[0].name, outcome.dataset
+    edited, own = Cell(case, editor, seed), Cell(case, reader, seed)
+    synthesis, bank_at = outcome.path(edited, "synthesis"), outcome.path(own, "synthesis")
+    if synthesis is None or bank_at is None:
+        return None
+    stages = outcome.stages[case]
+    critic_stage, vae_stage = stages.critic(reader, seed), stages.vae(reader, seed)
+    critic = load_critic_folder(outcome.store.path(critic_stage.kind, critic_stage.key))
+    vae = load_vae_folder(outcome.store.path(vae_stage.kind, vae_stage.key))
+    bank = load_bank(bank_at)
+    latents, _ = vae.encode(torch.tensor(dataset.subjects[reader].response))
+    edits = read_tensors(synthesis / "edits.safetensors")
+    scored = 2 * len(edits["source"])
+    source, target = (edits[name][edits["pair"][:scored]] for name in ("source", "target"))
+    before, after = dataset.images(source.numpy()), edits["images"][:scored]
+    allowed = bank.allowed(source, target)
+    gain = torch.empty(scored, vae.group_count)
+    for group in range(1, vae.group_count + 1):
+        groups = torch.full((scored,), group)
+        objective = mutual_information(critic, groups, vae.group(latents[target], group), bank, allowed)
+        gain[:, group - 1] = objective(after) - objective(before)
+    return np.stack([gain[edits["group"][:scored] == group].mean(0).numpy() for group in (1, 2)])
+
+
+def _transfers(outcome: Outcome) -> dict[tuple[str, str], np.ndarray]:
+    """By (editor, reader): [seeds, 2, G], where every seed has its stages."""
+    found = {}
+    for editor, reader in product(outcome.subjects, outcome.subjects):
+        seeds = [transferred(outcome, editor, reader, seed) for seed in outcome.seeds]
+        known = [matrix for matrix in seeds if matrix is not None]
+        if known:
+            found[editor, reader] = np.stack(known)
+    return found
+
+
+def transfer_tables(outcome: Outcome) -> list[Table]:
+    """Nats gained about the target's latents, by the critic of the edited and of the other subject."""
+    rows, header = [], ["edits of", "read by"]
+    for (editor, reader), seeds in _transfers(outcome).items():
+        groups = seeds.shape[2]
+        header = ["edits of", "read by", *(f"group {h}" for h in range(1, groups + 1))]
+        for g in (1, 2):
+            intervals: list[Interval] = [t_interval(seeds[:, g - 1, h].tolist()) for h in range(groups)]
+            texts = [mean_sd(interval, Column("", "", digits=2)) for interval in intervals]
+            rows.append([f"{editor}, group {g}", f"{reader}'s critic", *texts])
+    note = (
+        "Nats that an edit adds to what it tells about the target's latents in each of the reader's groups, mean ± sd over "
+        "seeds. Edits are guided by their own subject's critic, so that subject's rows flatter them; the other subject's do not."
+    )
+    return [Table("edits of one subject read by the critic of another", "transfer", header, rows or [[NOTHING] * 2], note)]
+
+
+def transfer_pictures(outcome: Outcome, folder: Path) -> Pictures:
+    """The same as matrices, each scaled to its largest entry."""
+    found: Pictures = {}
+    for (editor, reader), seeds in _transfers(outcome).items():
+        mean = seeds.mean(axis=0)
+        largest = float(np.abs(mean).max()) or 1.0
+        found[f"edits of {editor}'s groups read by {reader}'s critic, as a share of the largest entry ({largest:.2f} nats)"] = (
+            selectivity_matrix(
+                mean / largest,
+                [f"edits of group {g}" for g in (1, 2)],
+                [f"group {h}" for h in range(1, mean.shape[1] + 1)],
+                folder / f"transfer_{editor}_{reader}.png",
+                f"{editor}'s edits, {reader}'s critic",
+            )
+        )
+    return found
