@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
+from tune.search_report import write_search_report
 from tune.search_session import command_to_browse, connect, run_search
 from tune.selection import select
 from tune.space import SearchSpace
@@ -186,14 +188,23 @@ class StudyRun:
             tags = {"study": self.context.study, "trial": str(chosen.trial), "rule": chosen.rule}
             # A folder for each selected trial: an earlier version of the model keeps its own.
             bundle = f"bundle-{chosen.trial}"
-            files = {bundle: self.final.export, **self.final.artifacts}
+            report, charts = self._report()
+            files = {bundle: self.final.export, "report": report, **self.final.artifacts}
             metrics = {f"final/{name}": value for name, value in self.final.metrics.items()}
             selected = {f"migvis.selected_{name}": value for name, value in tags.items()}
-            self.tracker.study_ended(status, metrics, self.final.images, files, selected, self.ledger.finished_count())
+            images = {**self.final.images, **charts}
+            self.tracker.study_ended(status, metrics, images, files, selected, self.ledger.finished_count())
             self.tracker.register_selected(REGISTERED_MODEL, bundle, {**tags, "data_digest": self.context.data_digest})
         else:
             self.tracker.study_ended(status)
         return self.tracker.close(timeout)
+
+    def _report(self) -> tuple[Path, dict[str, Path]]:
+        """The study's page, and the charts in it."""
+        assert self.outcome is not None
+        assert self.final is not None
+        notes = self.summarise()
+        return write_search_report(self.context, self.ledger, self.outcome, self.final.images, notes, self.revision)
 
     def close(self) -> None:
         """Stops Ray; a second Ctrl-C may come here, and nothing is lost by it."""
@@ -213,6 +224,7 @@ class StudyRun:
         print(f"browse it:         {command_to_browse(self.context.storage, self.uri, default_uri(self.context.storage))}")
         if self.final.main_image is not None:
             print(f"look at the edits: {self.final.main_image}")
+        print(f"report:            {self.context.folder / 'report.html'}")
         print(f"exported bundle:   {self.final.export}")
         print(f"summary:           {self.context.folder / 'summary.json'}")
 

@@ -55,6 +55,9 @@ def test_a_study_end_to_end_then_more_trials(local_ray, storage, science, capsys
     for words in ("mlflow/serve.sh", "final.png", "bundle", "trial 2", "denoiser: fitted"):
         assert words in said
     assert not (storage / "first" / "tune").exists()
+    page = (storage / "first" / "report.html").read_text()
+    for words in (f"Trial {summary['selected']['trial']} is selected", "Pareto front", "data:image/png;base64,", "by the gate"):
+        assert words in page
 
     import mlflow
 

@@ -18,7 +18,8 @@ from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_
 from tune.ablation.figures import Pictures
 from tune.ablation.outcome import Cell, Outcome
 from tune.ablation.study import SPLIT, Column
-from tune.ablation.tables import NOTHING, Table, mean_sd
+from tune.ablation.tables import mean_sd
+from tune.pages.table import NOTHING, Table
 
 
 def units_of(outcome: Outcome, subject: str) -> SingleUnits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,25 +10,22 @@ from typing import Any
 
 from tune.ablation.outcome import Cell, Outcome
 from tune.ablation.study import Column
-from tune.ablation.tables import Table
+from tune.pages import embedded, render
+from tune.pages.table import Table
 from tune.progress import duration
 from tune.study_folder import write_text
 from tune.summary import git_revision, machine
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-
 
 def write_report(outcome: Outcome, tables: Sequence[Table], figures: Mapping[str, Path], seconds: float) -> Path:
     """Writes `report.html` into the study's folder; returns its path. seconds: wall time of this session."""
-    from jinja2 import Environment, StrictUndefined
-
     context = outcome.context
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = render(
+        "ablation.html.j2",
         study=outcome.study,
         findings=findings(outcome),
         tables=tables,
-        figures=[(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in figures.items()],
+        figures=[(caption, embedded(path)) for caption, path in figures.items()],
         cases=[(one.name, ", ".join(f"{key} = {value}" for key, value in one.changes.items())) for one in outcome.cases],
         same=outcome.same,
         failed={str(cell): reason for cell, reason in outcome.failed.items()},

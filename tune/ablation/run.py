@@ -19,8 +19,9 @@ from tune.ablation.cells import account, build_all, stages_needed
 from tune.ablation.outcome import Cell, Outcome, read_metrics, slug
 from tune.ablation.report import write_report
 from tune.ablation.study import Reading, Study
-from tune.ablation.tables import Table, differences, values
+from tune.ablation.tables import differences, values
 from tune.context import DataSummary, StudyContext
+from tune.pages.table import Table
 from tune.pictures import scored_pictures
 from tune.pipeline import plan
 from tune.progress import Display, duration

@@ -13,7 +13,7 @@ from tune.stages import Stages
 
 if TYPE_CHECKING:
     from tune.ablation.outcome import Outcome
-    from tune.ablation.tables import Table
+    from tune.pages.table import Table
 
 SPLIT = "test"
 """Where ablations are read: their cases are fixed beforehand, nothing is chosen by these images."""

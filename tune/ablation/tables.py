@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,32 +12,10 @@ from migvis.statistics import Interval, t_interval
 from migvis.weights import load_vae_folder
 from tune.ablation.outcome import Cell, Outcome
 from tune.ablation.study import SPLIT, Column
+from tune.pages.table import NOTHING, Table
 
-NOTHING = "–"
 LEAST_REALISM = 0.7
 """Realism at which methods are compared: a method that does not reach it has no edit to show there."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; `file` names its CSV. emphasis: (row, column) of differences whose interval is clear of 0."""
-
-    title: str
-    file: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    emphasis: frozenset[tuple[int, int]] = frozenset()
-
-    def write(self, folder: Path) -> Path:
-        """Writes the CSV; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.file}.csv"
-        with path.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(self.header)
-            writer.writerows(self.rows)
-        return path
 
 
 def values(outcome: Outcome, subject: str) -> Table:

@@ -25,7 +25,7 @@ RANKS, BATCHES = sweep("vae.group_rank", (3, 6), "rank"), sweep("critic.infonce_
 
 
 def test_a_sweep_names_its_values() -> None:
-    assert RANKS == (Case("rank = 3", {"vae.group_rank": 3}), Case("rank = 6", {"vae.group_rank": 6}))
+    assert (Case("rank = 3", {"vae.group_rank": 3}), Case("rank = 6", {"vae.group_rank": 6})) == RANKS
     assert [one.name for one in BATCHES] == ["infonce_batch = 32", "infonce_batch = 64"]
     assert sweep("vae.pc_weight", (5e-5,))[0].name == "pc_weight = 5e-05"
 

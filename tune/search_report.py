@@ -1,0 +1,90 @@
+"""The report of a search: what was tried, what was selected and why, its edits, and what it cost, in one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tune.context import StudyContext
+from tune.ledger import Ledger
+from tune.pages import embedded, render
+from tune.pages.table import NOTHING, Table
+from tune.progress import duration
+from tune.search_charts import search_charts
+from tune.space import PARAMETERS
+from tune.study_folder import write_text
+from tune.summary import Outcome, machine
+from tune.trial_result import stage_totals
+
+
+def write_search_report(
+    context: StudyContext, ledger: Ledger, outcome: Outcome, pictures: Mapping[str, Path], notes: Sequence[str], revision: str
+) -> tuple[Path, dict[str, Path]]:
+    """Writes the study's `report.html`; its path and the charts that were drawn for it, by file name.
+
+    pictures: of the final stage, by name. notes: as in the summary.
+    """
+    charts = search_charts(ledger.study, ledger.objectives, context.folder / "charts")
+    selected = outcome.selected
+    page = render(
+        "search.html.j2",
+        study=context.study,
+        selected=selected,
+        parameters=", ".join(f"{name} {value:g}" for name, value in selected.params.items()),
+        notes=notes,
+        tables=[_trials(ledger, selected.trial), _final(outcome.metrics)],
+        figures=[(name.replace("_", ", "), embedded(path)) for name, path in pictures.items()],
+        charts=[(caption, embedded(path)) for caption, path in charts.items()],
+        costs=_costs(ledger),
+        facts={
+            "data": f"digest {context.data_digest[:16]}",
+            "subjects": ", ".join(context.config.data.subjects),
+            "preset": context.config.preset,
+            "seed": str(context.seed),
+            "sampler": context.config.search.sampler,
+            "source": revision,
+            "machine": ", ".join(f"{name} {value}" for name, value in machine().items()),
+            "bundle": "none" if outcome.export is None else outcome.export.name,
+        },
+    )
+    path = context.folder / "report.html"
+    write_text(path, page)
+    return path, {chart.stem: chart for chart in charts.values()}
+
+
+def _trials(ledger: Ledger, selected: int) -> Table:
+    """Every trial: its hyperparameters, its objectives, and how it ended; the selected one is bold."""
+    header = ["trial", *PARAMETERS, "neural_r2", *ledger.objectives, "ended"]
+    rows, bold = [], set()
+    for record in ledger.records():
+        metrics = record.result().metrics if record.finished else {}
+        names = ["neural_r2", *ledger.objectives]
+        values = [f"{metrics[name]:.3f}" if name in metrics else NOTHING for name in names]
+        ended = {"COMPLETE": "complete", "PRUNED": "by the gate"}.get(record.state, record.error or record.state.lower())
+        if record.number == selected:
+            bold |= {(len(rows), column) for column in range(len(header))}
+        rows.append([str(record.number), *(f"{record.params[name]:g}" for name in PARAMETERS), *values, ended])
+    note = "Scored on validation images; by the gate: neural_r2 fell too far below the standard VAE's. Bold: selected."
+    return Table("trials", "trials", header, rows, note, frozenset(bold))
+
+
+def _final(metrics: Mapping[str, float]) -> Table:
+    """The final stage's metrics on test images; those by subject, by group and of the instrument are in the summary."""
+    rows: list[list[str]] = []
+    for name, value in metrics.items():
+        if "/" not in name:
+            spread = [sd for of, sd in metrics.items() if of.endswith(f"/{name}_sd")]
+            rows.append([name, f"{value:.3f}", f"{spread[0]:.3f}" if len(spread) == 1 else NOTHING])
+    return Table("the selected configuration on test images", "final", ["metric", "mean", "sd over seeds"], rows)
+
+
+def _costs(ledger: Ledger) -> list[tuple[str, int, str, int]]:
+    records = [*ledger.remembered("stages_prepare", []), *ledger.remembered("stages_final", [])]
+    for record in ledger.records():
+        if record.finished:
+            records += record.result().stages
+    kinds: dict[str, tuple[int, float, int]] = {}
+    for total in stage_totals(records):
+        fitted, seconds, reused = kinds.get(total["kind"], (0, 0.0, 0))
+        kinds[total["kind"]] = (fitted + total["fitted"], seconds + total["seconds"], reused + total["reused"])
+    return [(kind, fitted, duration(seconds), reused) for kind, (fitted, seconds, reused) in kinds.items()]
