@@ -1,7 +1,7 @@
 """Guidance: wrappers of the denoiser that pull x̂₀ towards a target (A Eq. 1, 4, 6; Algorithm 1, line 5).
 
 The sampler knows nothing of guidance: it calls ε̂(y_t, t), which is ε_θ here or ε_θ bent by a gradient. What scores
-an edit is a `Criterion`, mutual information or a rival of it (migvis.activation); objectives are summed over a batch,
+an edit is a `Criterion`, mutual information or a rival of it (migvis.criteria); objectives are summed over a batch,
 so no edit depends on its neighbours.
 """
 
