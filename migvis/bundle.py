@@ -44,9 +44,9 @@ from migvis.config import Configuration
 from migvis.critic import Critic
 from migvis.encoders import build_encoder
 from migvis.errors import InputError
-from migvis.guidance import LatentBank
+from migvis.guidance import Information, LatentBank
 from migvis.model_card import model_card
-from migvis.synthesis import CHUNK, Editor, shift_edits, target_edits
+from migvis.synthesis import CHUNK, Editor, GuidedEditor, shift_edits, target_edits
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE
 
@@ -136,7 +136,7 @@ def assemble_bundle(
 class Bundle:
     """A fitted configuration: responses to latents, and stimuli to edits.
 
-    vaes and editors by subject; metrics and provenance as they were exported.
+    vaes, editors and the banks of their guidance by subject; metrics and provenance as they were exported.
     """
 
     folder: Path
@@ -144,6 +144,7 @@ class Bundle:
     image_size: int
     vaes: Mapping[str, NeuralVAE]
     editors: Mapping[str, Editor]
+    banks: Mapping[str, LatentBank]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
@@ -184,7 +185,7 @@ class Bundle:
         Deterministic. Raises InputError for anything else, in one line that names the argument and the value.
         """
         name = self._subject(subject)
-        vae, editor = self.vaes[name], self.editors[name]
+        vae, editor, bank = self.vaes[name], self.editors[name], self.banks[name]
         pictures = array_argument("images", images, (None, 1, self.image_size, self.image_size))
         if float(pictures.abs().max()) > 1 + 1e-5:
             raise InputError(f"images: expected values in [−1, 1], got {float(pictures.min()):g}…{float(pictures.max()):g}")
@@ -200,14 +201,14 @@ class Bundle:
             raise InputError(f"edit: expected either target or shift, got {'neither' if target is None else 'both'}")
         own = None if latents is None else array_argument("latents", latents, (n, vae.latent_count))
         columns = slice((group - 1) * vae.group_rank, group * vae.group_rank)
-        own_rows = _bank_rows(editor.bank, own, slice(None)) if own is not None else torch.full((n,), -1)
+        own_rows = _bank_rows(bank, own, slice(None)) if own is not None else torch.full((n,), -1)
         if target is not None:
             if dimensions is not None:
                 raise InputError("dimensions: only a shift can be restricted to dimensions of the group, got a target")
             goal = array_argument("target", target, (n, vae.group_rank))
             full = torch.zeros(n, vae.latent_count)
             full[:, columns] = goal
-            goal_rows = _bank_rows(editor.bank, goal, columns)
+            goal_rows = _bank_rows(bank, goal, columns)
             edits = target_edits(torch.arange(n), group, scale, full, vae.group_rank, own_rows, goal_rows)
         else:
             if own is None:
@@ -251,7 +252,7 @@ def load(folder: str | Path, encoder_weights: str | Path | None = None) -> Bundl
     if configuration.critic.encoder == "dino":
         source = {} if encoder_weights is None else {"encoder_weights": str(encoder_weights)}
         encoder = build_encoder(configuration.critic.model_copy(update=source), unet.image_size)
-    vaes, editors = {}, {}
+    vaes, editors, banks = {}, {}, {}
     for name in names:
         own = folder / "subjects" / name
         vae, critic = weights.load_vae_folder(own), weights.load_critic_folder(own, encoder).requires_grad_(False)
@@ -260,9 +261,11 @@ def load(folder: str | Path, encoder_weights: str | Path | None = None) -> Bundl
         if sizes != (vae.group_count, vae.group_rank, unet.image_size, vae.latent_count):
             raise InputError(f"{own}: VAE, critic, bank and denoiser do not fit together")
         vaes[name] = vae
-        editors[name] = Editor(unet, unet.alphas, critic, bank, configuration.synthesis, pixel_variance, unet.memory)
+        banks[name] = bank
+        information, synthesis = Information(critic, bank), configuration.synthesis
+        editors[name] = GuidedEditor(unet, unet.alphas, synthesis, information, pixel_variance, unet.memory)
     metrics, provenance = weights.read_json(folder / "metrics.json"), weights.read_json(folder / "provenance.json")
-    return Bundle(folder, configuration, unet.image_size, vaes, editors, metrics, provenance)
+    return Bundle(folder, configuration, unet.image_size, vaes, editors, banks, metrics, provenance)
 
 
 def _statistics(vae: NeuralVAE) -> dict[str, list[float]]:

@@ -17,6 +17,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
+Method = Literal["information", "likelihood", "activation", "linear_activation", "classifier_free", "decoder"]
+
 MAX_EDIT_STEP = 0.95
 """Largest edit step as a fraction of T: the last steps of the noise schedule have huge noise levels."""
 
@@ -99,6 +101,9 @@ class DenoiserConfig(Section):
     blocks_per_level: Count = 1
     stem_patch: Literal[1, 2, 4] = Field(1, description="space-to-depth factor before the first convolution")
     training_steps: Count = 40_000
+    conditional_steps: Count = Field(
+        40_000, description="further steps, from the fitted weights, in which the denoiser of classifier_free learns the latents"
+    )
     batch_size: Count = 64
     learning_rate: Positive = 2e-4
     ema_decay: float = Field(0.98, ge=0, lt=1)
@@ -122,10 +127,18 @@ class SynthesisConfig(Section):
     """DDIM editing (Algorithm 1) and the edits that are scored and shown."""
 
     edit_step: float = Field(0.9, gt=0, le=MAX_EDIT_STEP, description="t' as a fraction of T")
-    guidance_scale: NonNegative = Field(5.0, description="gamma")
+    guidance_scale: NonNegative = Field(5.0, description="gamma; not comparable across methods")
+    method: Method = Field(
+        "information",
+        description="what makes an edit: mutual information, or a rival of it, for ablations (a study searches information "
+        "only): the likelihood q(z | y) of a probabilistic image encoder; activation, its mean times the target, or "
+        "linear_activation, that of a ridge regression (AP-LR); classifier_free guidance by a conditional denoiser (AP-CFG); or "
+        "a decoder of latents to images (SLT), where gamma in 0 to 1 goes from the own group to the target's",
+    )
     guidance: Literal["gradient", "memory"] = Field(
         "gradient",
-        description="the objective's gradient at x0-hat (A Eq. 6), or its values at the pictures the denoiser remembers",
+        description="the objective's gradient at x0-hat (A Eq. 6), or its values at the pictures the denoiser remembers; "
+        "classifier_free and decoder have no objective",
     )
     form: Literal["score", "algorithm1"] = Field("score", description="with the factor sqrt(1 - alpha_t), or as printed")
     jacobian: Literal["identity", "bounded", "unet"] = Field("identity", description="how the gradient passes x0-hat")
@@ -157,6 +170,16 @@ class Configuration(Section):
             raise ValueError("synthesis.guidance=memory needs denoiser.memory_copies of at least 1, got 0")
         return self
 
+    @model_validator(mode="after")
+    def _a_decoder_interpolates(self) -> Configuration:
+        largest = max(self.synthesis.guidance_scale, *self.synthesis.sweep_scales, 0.0)
+        if self.synthesis.method == "decoder" and largest > 1:
+            raise ValueError(
+                "synthesis.method=decoder goes from the own group (0) to the target's (1): "
+                f"guidance_scale and sweep_scales of at most 1, got {largest:g}"
+            )
+        return self
+
 
 PRESETS: dict[str, Configuration] = {
     "paper": Configuration(),
@@ -177,6 +200,7 @@ PRESETS: dict[str, Configuration] = {
             width_multipliers=(1, 2, 4),
             stem_patch=2,
             training_steps=1100,
+            conditional_steps=300,
             batch_size=32,
             learning_rate=1.5e-3,
             ema_decay=0.998,

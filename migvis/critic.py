@@ -15,16 +15,25 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, silu
+from torch.nn.functional import cross_entropy
 
 from migvis.config import CriticConfig
-from migvis.critic_batches import ONE_WORKER, CriticBatches, check_material
+from migvis.critic_batches import ONE_WORKER, check_material
 from migvis.encoders import Encoder, build_encoder, is_frozen
 from migvis.errors import InputError
-from migvis.randomness import derive_seed, normal, permutation, uniform
+from migvis.image_heads import (
+    all_heads,
+    copy_tensors,
+    embedded_pairs,
+    group_index,
+    head,
+    latent_statistics,
+    own_tensors,
+    step_count,
+)
+from migvis.randomness import derive_seed, permutation
 from migvis.training import FitResult, Progress, Shard, fit, gather
 
-HIDDEN = 64
 EVALUATION_ORDERS = 4
 """Random orders of the images from which mi_bound cuts its candidate sets."""
 
@@ -39,18 +48,6 @@ def info_nce(scores: Tensor) -> Tensor:
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] == 0:
         raise InputError(f"scores: expected a square matrix [images, latents], got shape {tuple(scores.shape)}")
     return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
-
-
-def _head(inputs: int, width: int, bias: bool) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width, bias=bias))
-
-
-def _heads(heads: nn.ModuleList, inputs: Tensor) -> Tensor:
-    """Each of G heads of `_head` on its own inputs [G, n, …]: [G, n, width]."""
-    first, bias, last, *rest = (torch.stack(same) for same in zip(*(head.parameters() for head in heads), strict=True))
-    hidden = silu(torch.baddbmm(bias[:, None], inputs, first.transpose(1, 2)))
-    product = torch.bmm(hidden, last.transpose(1, 2))
-    return product + rest[0][:, None] if rest else product
 
 
 class Critic(nn.Module):
@@ -69,9 +66,9 @@ class Critic(nn.Module):
         self.config, self.group_count, self.group_rank, self.image_size = config, group_count, group_rank, image_size
         self.encoder = build_encoder(config, image_size) if encoder is None else encoder
         width = config.embedding_width
-        self.image_heads = nn.ModuleList(_head(self.encoder.width, width, bias=True) for _ in range(group_count))
+        self.image_heads = nn.ModuleList(head(self.encoder.width, width, bias=True) for _ in range(group_count))
         # A constant part of the latent keys would be the term in the image alone that drops out of the softmax.
-        self.latent_heads = nn.ModuleList(_head(group_rank, width, bias=False) for _ in range(group_count))
+        self.latent_heads = nn.ModuleList(head(group_rank, width, bias=False) for _ in range(group_count))
         self.register_buffer("latent_mean", torch.zeros(group_count, group_rank))
         self.register_buffer("latent_scale", torch.ones(group_count, group_rank))
 
@@ -98,16 +95,14 @@ class Critic(nn.Module):
         """
         z = (latents.unflatten(1, (self.group_count, self.group_rank)) - self.latent_mean) / self.latent_scale
         shared = embeddings.expand(self.group_count, *embeddings.shape)
-        return _heads(self.image_heads, shared), _heads(self.latent_heads, z.transpose(0, 1))
+        return all_heads(self.image_heads, shared), all_heads(self.latent_heads, z.transpose(0, 1))
 
     def scores(self, keys_image: Tensor, keys_latent: Tensor) -> Tensor:
         """Scores [n, m] of keys [n, K] and [m, K]: rows images, columns latents."""
         return keys_image @ keys_latent.T / math.sqrt(keys_image.shape[-1])
 
     def _index(self, group: int) -> int:
-        if not 1 <= group <= self.group_count:
-            raise InputError(f"group: expected 1…{self.group_count}, got {group}")
-        return group - 1
+        return group_index(group, self.group_count)
 
 
 def embed_pool(encoder: Encoder, clean: Tensor, pool: Tensor | None, batch: int = 256) -> Tensor:
@@ -196,24 +191,17 @@ def fit_critic(
     if embeddings is not None and not is_frozen(critic.encoder):
         raise InputError(f"critic.encoder={config.encoder} is fitted with the critic, so embeddings cannot stand in for it")
     with torch.no_grad():
-        spread = (mean.var(dim=0, correction=0) + log_var.exp().mean(dim=0)).sqrt()
-        critic.latent_mean.copy_(mean.mean(dim=0).view_as(critic.latent_mean))
-        critic.latent_scale.copy_(spread.clamp_min(1e-6).view_as(critic.latent_scale))
+        centre, spread = latent_statistics(mean, log_var)
+        critic.latent_mean.copy_(centre.view_as(critic.latent_mean))
+        critic.latent_scale.copy_(spread.view_as(critic.latent_scale))
 
-    mean, deviation = mean.to(device), (0.5 * log_var).exp().to(device)
-    use_pool = config.training_images == "pool"
-    source = _embeddings_or_images(critic, clean, pool if use_pool else None, embeddings, device)
-    draws = embeddings.shape[1] - 1 if embeddings is not None else 0 if pool is None else pool.shape[1]
-    batches = CriticBatches(picture_row, 1 + draws if use_pool else 1, config.infonce_batch, seed)
+    pairs = embedded_pairs(critic.encoder, clean, pool, mean, log_var, picture_row, config, embeddings, seed=seed, device=device)
     groups = range(1, group_count + 1)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batches.draw(step, shard).to(device)
-        noise = normal(seed, "critic latents", step, batch.pictures, (mean.shape[1],))
-        z = mean[batch.stimuli] + deviation[batch.stimuli] * noise
-        embedding = _dropout(source(batch.pictures, batch.versions), config.embedding_dropout, seed, step, batch.pictures)
+        embedding, z = pairs(step, shard)
         # Negatives come from all workers, and every worker computes the whole loss.
-        keys = gather(torch.stack(critic.all_keys(embedding, z)).float().permute(2, 0, 1, 3), shard, batches.size)
+        keys = gather(torch.stack(critic.all_keys(embedding, z)).float().permute(2, 0, 1, 3), shard, config.infonce_batch)
         losses = [info_nce(critic.scores(keys[:, 0, g - 1], keys[:, 1, g - 1])) for g in groups]
         return torch.stack(losses).sum(), {f"info_nce_{g}": loss for g, loss in zip(groups, losses, strict=True)}
 
@@ -221,7 +209,7 @@ def fit_critic(
         critic,
         step_loss,
         name="critic",
-        steps=max(config.minimum_steps, math.ceil(config.images_seen / config.infonce_batch)),
+        steps=step_count(config),
         learning_rate=config.learning_rate,
         schedule="cosine",
         precision=precision,
@@ -233,52 +221,18 @@ def fit_critic(
     return critic, result
 
 
-def _embeddings_or_images(
-    critic: Critic, clean: Tensor, pool: Tensor | None, embeddings: Tensor | None, device: torch.device | str
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """(pictures [b], versions [b]) -> embeddings [b, E], looked up or computed; version 0 is the clean image."""
-    if embeddings is not None:
-        known = embeddings.to(device)
-        return lambda pictures, versions: known[pictures, versions]
-    clean = clean.to(device)
-    if pool is None:
-        return lambda pictures, versions: critic.embed(clean[pictures])
-    draws = pool.to(device)
-
-    def embed(pictures: Tensor, versions: Tensor) -> Tensor:
-        is_clean = (versions == 0).view(-1, 1, 1, 1)
-        return critic.embed(torch.where(is_clean, clean[pictures], draws[pictures, (versions - 1).clamp_min(0)]))
-
-    return embed
-
-
-def _dropout(embedding: Tensor, share: float, seed: int, step: int, pictures: Tensor) -> Tensor:
-    """Dropout of embeddings [b, E]. Without it a critic of a thousand pictures learns them by heart, and its bound on
-    held-out ones falls below 0."""
-    if share == 0:
-        return embedding
-    kept = uniform(seed, "critic dropout", step, pictures, embedding.shape[1]) > share
-    return embedding * kept / (1 - share)
-
-
 def critic_state(critic: Critic) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by name, and a description for JSON, from which load_critic makes the critic again.
 
     A frozen encoder is left out: it is the same for every critic and is loaded from where it came.
     """
-    frozen = is_frozen(critic.encoder)
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in critic.state_dict().items()
-        if not (frozen and name.startswith("encoder."))
-    }
     description = {
         "config": critic.config.model_dump(mode="json"),
         "group_count": critic.group_count,
         "group_rank": critic.group_rank,
         "image_size": critic.image_size,
     }
-    return tensors, description
+    return own_tensors(critic, critic.encoder), description
 
 
 def load_critic(tensors: dict[str, Tensor], description: dict[str, Any], encoder: Encoder | None = None) -> Critic:
@@ -288,11 +242,5 @@ def load_critic(tensors: dict[str, Tensor], description: dict[str, Any], encoder
     """
     config = CriticConfig(**description["config"])
     critic = Critic(config, description["group_count"], description["group_rank"], description["image_size"], encoder)
-    frozen = is_frozen(critic.encoder)
-    for name, value in critic.state_dict().items():
-        if frozen and name.startswith("encoder."):
-            continue
-        if name not in tensors or tensors[name].shape != value.shape:
-            raise InputError(f"critic: tensor {name} is missing or of another shape")
-        value.copy_(tensors[name])
+    copy_tensors(critic, critic.encoder, tensors, "critic")
     return critic.eval()

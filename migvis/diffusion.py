@@ -145,14 +145,17 @@ def dequantise(images: Tensor, alphas: Tensor, amount: float) -> Tensor:
     return images + amount * noise_levels(alphas)[1] * noise
 
 
-def denoising_loss(unet: UNet, images: Tensor, noise: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
+def denoising_loss(
+    unet: UNet, images: Tensor, noise: Tensor, t: Tensor, own: Tensor | None = None, condition: Tensor | None = None
+) -> Tensor:
     """Mean of (ε_θ − ε)²·(v + σ_t²)/v over batch and pixels: the ε loss, weighted so that every t counts alike.
 
     This is the squared error of the raw network, whose target has unit variance at every t (see UNet); the plain ε loss
-    hardly weighs x̂₀ at large t, where edits start. own [n]: which remembered pictures the images are (UNet.without).
+    hardly weighs x̂₀ at large t, where edits start. own [n]: which remembered pictures the images are (UNet.without);
+    condition: as in UNet.forward.
     """
     _, sigma = unet.scales(t)
-    error = unet(add_noise(images, noise, t, unet.alphas), t, own) - noise
+    error = unet(add_noise(images, noise, t, unet.alphas), t, own, condition) - noise
     return (error.square() * (1 + sigma.square() / unet.pixel_variance)).mean()
 
 

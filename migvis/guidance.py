@@ -1,30 +1,43 @@
 """Guidance: wrappers of the denoiser that pull x̂₀ towards a target (A Eq. 1, 4, 6; Algorithm 1, line 5).
 
-The sampler knows nothing of guidance: it calls ε̂(y_t, t), which is ε_θ here or ε_θ bent by a gradient. The
-objective of an edit is a log-probability; objectives are summed over a batch, so no edit depends on its neighbours.
+The sampler knows nothing of guidance: it calls ε̂(y_t, t), which is ε_θ here or ε_θ bent by a gradient. What scores
+an edit is a `Criterion`, mutual information or a rival of it (migvis.criteria); objectives are summed over a batch,
+so no edit depends on its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from migvis.critic import Critic
 from migvis.diffusion import Denoise, predict_clean
+from migvis.edits import Edits
 from migvis.errors import InputError
 
 Objective = Callable[[Tensor], Tensor]
-"""x̂₀ [n, 1, H, W] -> one value per edit [n], in nats, larger where the edit expresses its target better."""
+"""x̂₀ [n, 1, H, W] -> one value per edit [n], larger where the edit expresses its target better; in nats where it is a
+log-probability."""
 
-_CHUNK = 2048
-"""Images that are embedded at once."""
+IMAGES_AT_ONCE = 2048
+"""Images that are embedded at once where there are many."""
 
 Form = Literal["score", "algorithm1"]
 Jacobian = Literal["identity", "bounded", "unet"]
+
+
+class Criterion(Protocol):
+    """What scores edits: mutual information, or a rival of it."""
+
+    def objective(self, edits: Edits) -> Objective:
+        """The score of each edit as a differentiable function of its x̂₀."""
+
+    def at(self, edits: Edits, images: Tensor) -> Tensor:
+        """The scores [n, P] of n edits at each of the training pictures images [P, 1, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ def information_at(critic: Critic, group: Tensor, target: Tensor, bank: LatentBa
     """
     rank = critic.group_rank
     own = bank.pictures == torch.arange(len(images), device=images.device)[:, None]
-    embeddings = torch.cat([critic.embed(part) for part in images.split(_CHUNK)])
+    embeddings = torch.cat([critic.embed(part) for part in images.split(IMAGES_AT_ONCE)])
     values = torch.empty(len(group), len(images), device=images.device)
     for g in group.unique().tolist():
         keys = critic.image_keys(embeddings, g)
@@ -97,6 +110,28 @@ def information_at(critic: Critic, group: Tensor, target: Tensor, bank: LatentBa
             others = of_all if whole else negatives.masked_fill(~allowed[row], float("-inf")).logsumexp(1)
             values[row] = positive - torch.logaddexp(positive, others)
     return values
+
+
+@dataclass(frozen=True)
+class Information:
+    """The criterion of the method: −L_N under a critic, with a bank in the denominator that spares source and target."""
+
+    critic: Critic
+    bank: LatentBank
+
+    def objective(self, edits: Edits) -> Objective:
+        """`mutual_information` of the edits."""
+        bank, allowed = self._bank(edits)
+        return mutual_information(self.critic, edits.group, edits.target, bank, allowed)
+
+    def at(self, edits: Edits, images: Tensor) -> Tensor:
+        """`information_at` of the edits."""
+        bank, allowed = self._bank(edits)
+        return information_at(self.critic, edits.group, edits.target, bank, allowed, images)
+
+    def _bank(self, edits: Edits) -> tuple[LatentBank, Tensor]:
+        bank = self.bank.to(edits.target.device)
+        return bank, bank.allowed(edits.source_row, edits.target_row)
 
 
 def guide(

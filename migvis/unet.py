@@ -165,12 +165,15 @@ class UNet(nn.Module):
         alpha = self.alphas[t][:, None, None, None]
         return alpha.sqrt(), (1 / alpha - 1).sqrt()
 
-    def forward(self, noisy: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
+    def forward(self, noisy: Tensor, t: Tensor, own: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """ε_θ(y_t, t); own as in `without`. condition [n, 4·base_width] is added to the embedded time (migvis.conditional)."""
         root, sigma = self.scales(t)
         scaled, variance = noisy / root, self.pixel_variance
         centred = scaled - self.pixel_mean
         total = variance + sigma.square()
         time = self.time_mlp(time_embedding(t, self.base_width))
+        if condition is not None:
+            time = time + condition
         seen = centred / total.sqrt()
         if self.memory is None:
             raw = self.network(seen, time)

@@ -14,7 +14,8 @@ from migvis.config import Configuration, CriticConfig, DenoiserConfig, Synthesis
 from migvis.critic import Critic
 from migvis.diffusion import noise_schedule
 from migvis.errors import InputError
-from migvis.synthesis import Editor, make_bank, shift_edits, target_edits
+from migvis.guidance import Information
+from migvis.synthesis import Editor, GuidedEditor, make_bank, shift_edits, target_edits
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE
 from migvis.weights import load_denoiser, save_denoiser
@@ -51,7 +52,8 @@ class Models:
 
     def editor(self, subject: str) -> Editor:
         _, critic, bank = self.subjects[subject]
-        return Editor(self.unet, self.unet.alphas, critic, bank, CONFIGURATION.synthesis, self.pixel_variance)
+        information = Information(critic, bank)
+        return GuidedEditor(self.unet, self.unet.alphas, CONFIGURATION.synthesis, information, self.pixel_variance)
 
 
 @pytest.fixture(scope="module")

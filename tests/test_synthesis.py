@@ -11,9 +11,9 @@ from migvis.config import CriticConfig, DenoiserConfig, SynthesisConfig
 from migvis.critic import Critic
 from migvis.diffusion import clip_clean, ddim_invert, ddim_sample, dequantise, noise_levels, noise_schedule
 from migvis.errors import InputError
-from migvis.guidance import information_at
+from migvis.guidance import Information, information_at
 from migvis.memory import StimulusMemory
-from migvis.synthesis import Editor, Edits, group_columns, make_bank, shift_edits, target_edits
+from migvis.synthesis import Editor, Edits, GuidedEditor, group_columns, make_bank, shift_edits, target_edits
 from migvis.unet import UNet
 
 LATENTS = torch.arange(24.0).view(4, 6) / 10
@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def made_editor(**synthesis: Any) -> Editor:
+def made_editor(**synthesis: Any) -> GuidedEditor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = DenoiserConfig(base_width=8, width_multipliers=(1, 2), stem_patch=2, diffusion_steps=10)
@@ -36,7 +36,8 @@ def made_editor(**synthesis: Any) -> Editor:
         for weight in critic.parameters():
             weight *= 2  # so that guidance shows
     bank = make_bank(normal(30, 6, seed=2), torch.arange(30), torch.full((30,), -1), 16, seed=3)
-    return Editor(unet.eval().requires_grad_(False), unet.alphas, critic, bank, SynthesisConfig(**synthesis), 0.2)
+    information = Information(critic, bank)
+    return GuidedEditor(unet.eval().requires_grad_(False), unet.alphas, SynthesisConfig(**synthesis), information, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +212,13 @@ def test_a_strong_edit_by_memory_ends_at_the_picture_that_tells_most_of_its_targ
 
     editor = replace(editor, denoise=remembers, memory=memory)
     images, rows = memory.images[[3, 8]], torch.arange(2)
-    source_rows, target_rows = editor.bank.rows[[0, 4]], editor.bank.rows[[7, 9]]
+    source_rows, target_rows = editor.criterion.bank.rows[[0, 4]], editor.criterion.bank.rows[[7, 9]]
     edits = Edits.join(
         [target_edits(rows, group, 1e6, normal(2, 6, seed=group), 2, source_rows, target_rows) for group in (1, 3)]
     )
-    allowed = editor.bank.allowed(edits.source_row, edits.target_row)
-    best = information_at(editor.critic, edits.group, edits.target, editor.bank, allowed, memory.images).argmax(1)
+    allowed = editor.criterion.bank.allowed(edits.source_row, edits.target_row)
+    best = information_at(editor.criterion.critic, edits.group, edits.target, editor.criterion.bank, allowed, memory.images)
+    best = best.argmax(1)
     assert len(set(best.tolist())) > 2, "edits that go different ways"
     edited = editor.edit(images, editor.invert(images), edits)
     assert torch.allclose(edited, memory.images[best], atol=0.05)
@@ -244,7 +246,7 @@ def test_the_bank_leaves_out_source_and_target_alone() -> None:
 
 def test_the_edited_stimulus_is_not_its_own_negative(editor: Editor) -> None:
     """Two edits alike but for the stimuli that they say they are: the bank of one is smaller."""
-    inside, outside = editor.bank.rows[:1], torch.tensor([1000])
+    inside, outside = editor.criterion.bank.rows[:1], torch.tensor([1000])
     image, start, unknown = normal(1, 1, 16, 16).clamp(-1, 1), torch.tensor([0]), torch.tensor([-1])
     state = editor.invert(image)
     pair = [target_edits(start, 1, 30.0, LATENTS[:1], 2, row, unknown) for row in (inside, outside)]

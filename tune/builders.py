@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from migvis.config import CriticConfig, SynthesisConfig
-from migvis.data import Dataset
+from migvis.config import CriticConfig
 from migvis.diffusion import (
     Denoise,
     clip_clean,
@@ -22,20 +20,19 @@ from migvis.diffusion import (
     dequantise,
     max_edit_index,
 )
+from migvis.guidance import Information
 from migvis.metrics.edit_scores import evaluation_pairs, load_instrument, make_instrument, score_edits
 from migvis.metrics.representation import representation_metrics
-from migvis.synthesis import Editor, Edits, make_bank, target_edits
+from migvis.synthesis import Edits, GuidedEditor, target_edits
 from migvis.training import Progress
-from migvis.unet import UNet
 from migvis.weights import (
-    load_critic_folder,
-    load_denoiser,
     load_vae_folder,
     read_tensors,
     save_bank,
     save_json,
     save_tensors,
 )
+from tune.editors import denoiser_at, editor, latents_of, pixel_variance
 from tune.stage_data import clean_pictures, dataset_at, device, training_pictures
 from tune.stage_graph import StageContext
 
@@ -43,12 +40,6 @@ SHOWN_PAIRS = 2
 """Pairs for which a trial also edits the groups that are not scored, and returns the source unguided."""
 COMPARED_STEP = 0.9
 """Fraction of T at which the inversion error of all trials is compared."""
-
-
-@lru_cache(maxsize=1)
-def denoiser_at(folder: Path) -> UNet:
-    """The frozen denoiser, read once per process: to work out what it remembers takes seconds."""
-    return load_denoiser(folder).to(device())
 
 
 def build_pool(data_path: Path, context: StageContext) -> None:
@@ -122,21 +113,6 @@ def build_representation(data_path: Path, context: StageContext) -> None:
     save_json(context.folder / "metrics.json", metrics)
 
 
-def editor(context: StageContext, dataset: Dataset) -> tuple[Editor, Tensor]:
-    """The editor of a stage that edits, from its inputs and its configuration, and posterior means [S, D] of all stimuli."""
-    stage = context.stage.config
-    config, subject = SynthesisConfig.model_validate(dict(stage["synthesis"])), stage["subject"]
-    unet, model = denoiser_at(context.input("denoiser")), load_critic_folder(context.input("critic")).to(device())
-    network = load_vae_folder(context.input("vae"))
-    with torch.no_grad():
-        latents, _ = network.encode(torch.tensor(dataset.subjects[subject].response))
-    training, picture = training_pictures(dataset)
-    rows = torch.tensor(training)
-    bank = make_bank(latents[rows], rows, torch.tensor(picture), config.bank_size, seed=0)
-    variance = float(dataset.images(dataset.split["train"]).var(dim=0).mean())
-    return Editor(unet, unet.alphas, model.requires_grad_(False), bank, config, variance, unet.memory), latents
-
-
 def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor, scale: float) -> tuple[Edits, Tensor]:
     """Edits of a trial and their pairs [n]: groups 1 and 2 for all pairs, the others for SHOWN_PAIRS, then those at γ = 0."""
     parts, pairs = [], []
@@ -151,20 +127,25 @@ def trial_edits(latents: Tensor, group_rank: int, source: Tensor, target: Tensor
 
 
 def build_synthesis(data_path: Path, context: StageContext) -> None:
-    """edits.safetensors: images, group, pair, scale per edit; source and target rows per pair. bank.safetensors."""
+    """edits.safetensors: images, group, pair, scale per edit; source and target rows per pair. synthesis.json.
+
+    bank.safetensors, where there is a bank.
+    """
     dataset = dataset_at(data_path)
-    made, latents = editor(context, dataset)
+    vae, latents = latents_of(context, dataset)
+    made = editor(context, dataset, latents)
     stored = read_tensors(context.input("trajectory") / "states.safetensors")
     source, target = stored["source"], stored["target"]
-    edits, pair = trial_edits(latents, made.critic.group_rank, source, target, made.config.guidance_scale)
+    edits, pair = trial_edits(latents, vae.group_rank, source, target, made.config.guidance_scale)
     stimuli = dataset.images(source.numpy())
     images = made.edit(stimuli, stored["states"][made.step()], edits, progress=edit_progress(context, "synthesis"))
-    save_bank(context.folder, made.bank)
+    if isinstance(made, GuidedEditor) and isinstance(made.criterion, Information):
+        save_bank(context.folder, made.criterion.bank)
     save_tensors(
         context.folder / "edits.safetensors",
         {"images": images, "group": edits.group, "pair": pair, "scale": edits.scale, "source": source, "target": target},
     )
-    save_json(context.folder / "synthesis.json", {"pixel_variance": made.pixel_variance})
+    save_json(context.folder / "synthesis.json", {"pixel_variance": pixel_variance(dataset)})
 
 
 def build_evaluation(data_path: Path, context: StageContext) -> None:

@@ -33,7 +33,7 @@ class Workers:
     ray_train: bool = False
 
 
-def _run_fit(
+def run_fit(
     name: str, job: Callable[..., dict[str, Any]], arguments: dict[str, Any], context: StageContext, workers: Workers
 ) -> None:
     """Calls job(**arguments, checkpoint=…, folder=…, shard=…, progress=…) where `workers` says, and keeps the log it returns."""
@@ -78,7 +78,7 @@ def denoiser_job(
 def build_denoiser(data_path: Path, context: StageContext, *, workers: Workers) -> None:
     """Fits ε_θ."""
     arguments = {"data_path": data_path, "fields": dict(context.stage.config["denoiser"]), "seed": _seed(context)}
-    _run_fit("denoiser", denoiser_job, arguments, context, workers)
+    run_fit("denoiser", denoiser_job, arguments, context, workers)
 
 
 _VAEMaterial = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, dict[str, Any]]
@@ -123,7 +123,7 @@ def build_vae(data_path: Path, context: StageContext, *, workers: Workers) -> No
     """Fits a VAE (neural or standard) of one subject."""
     config = context.stage.config
     arguments = {"data_path": data_path, "subject": config["subject"], "fields": dict(config["vae"]), "seed": _seed(context)}
-    _run_fit("vae", vae_job, arguments, context, workers)
+    run_fit("vae", vae_job, arguments, context, workers)
 
 
 def build_vaes(data_path: Path, contexts: Sequence[StageContext]) -> None:
@@ -150,6 +150,23 @@ def build_vaes(data_path: Path, contexts: Sequence[StageContext]) -> None:
         context.log["curves"] = result.curves
 
 
+def latent_material(data_path: Path, subject: str, vae: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Posterior means and log-variances [n, D] of a subject's training stimuli, the picture [n] each shows, and G."""
+    dataset, model = dataset_at(data_path), load_vae_folder(vae)
+    rows, picture = training_pictures(dataset)
+    with torch.no_grad():
+        mean, log_var = model.encode(torch.tensor(dataset.subjects[subject].response[rows]))
+    return mean, log_var, torch.tensor(picture), model.group_count
+
+
+def stored_images(inputs: Mapping[str, Path]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The pool of denoised pictures and the embeddings, where a fit has them among its inputs."""
+    pool, embeddings = (
+        read_tensors(inputs[name] / f"{name}.safetensors")[name] if name in inputs else None for name in ("pool", "embeddings")
+    )
+    return pool, embeddings
+
+
 def critic_job(
     data_path: Path,
     subject: str,
@@ -165,21 +182,16 @@ def critic_job(
     """Fits the critic of a subject from the folders `inputs` (vae; pool, embeddings where there are); rank 0 writes it."""
     from migvis.critic import fit_critic
 
-    dataset, vae = dataset_at(data_path), load_vae_folder(inputs["vae"])
-    rows, picture = training_pictures(dataset)
-    with torch.no_grad():
-        mean, log_var = vae.encode(torch.tensor(dataset.subjects[subject].response[rows]))
-    pool, embeddings = (
-        read_tensors(inputs[name] / f"{name}.safetensors")[name] if name in inputs else None for name in ("pool", "embeddings")
-    )
+    mean, log_var, picture, group_count = latent_material(data_path, subject, inputs["vae"])
+    pool, embeddings = stored_images(inputs)
     critic, result = fit_critic(
-        clean_pictures(dataset),
+        clean_pictures(dataset_at(data_path)),
         pool,
         mean,
         log_var,
-        torch.tensor(picture),
+        picture,
         CriticConfig.model_validate(fields),
-        vae.group_count,
+        group_count,
         embeddings=embeddings,
         seed=seed,
         shard=shard,
@@ -201,7 +213,7 @@ def build_critic(data_path: Path, context: StageContext, encoder_weights: str | 
     fields = {**config["critic"], "encoder_weights": encoder_weights}
     inputs = {name: context.input(name) for name in context.stage.inputs}
     arguments = {"data_path": data_path, "subject": config["subject"], "fields": fields, "inputs": inputs, "seed": seed}
-    _run_fit("critic", critic_job, arguments, context, workers)
+    run_fit("critic", critic_job, arguments, context, workers)
     critic, vae = load_critic_folder(context.folder), load_vae_folder(context.input("vae"))
     held_out = dataset.split["validation"].copy()
     _, first = np.unique(dataset.picture_id[held_out], return_index=True)

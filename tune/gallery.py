@@ -10,7 +10,8 @@ from torch import Tensor
 
 from migvis.synthesis import Edits, shift_edits, target_edits
 from migvis.weights import read_tensors, save_tensors
-from tune.builders import edit_progress, editor
+from tune.builders import edit_progress
+from tune.editors import editor, latents_of
 from tune.stage_data import dataset_at
 from tune.stage_graph import StageContext
 
@@ -41,11 +42,12 @@ def read_gallery(folder: Path) -> Gallery:
 def build_gallery(data_path: Path, context: StageContext) -> None:
     """gallery.safetensors: the fields of Gallery."""
     dataset, count = dataset_at(data_path), context.stage.config["stimuli"]
-    made, latents = editor(context, dataset)
+    vae, latents = latents_of(context, dataset)
+    made = editor(context, dataset, latents)
     config, stored = made.config, read_tensors(context.input("trajectory") / "states.safetensors")
     source, target = (stored[name][:count] for name in ("source", "target"))
     states = stored["states"][made.step()][:count]
-    rank, every = made.critic.group_rank, torch.arange(len(source))
+    rank, every = vae.group_rank, torch.arange(len(source))
     groups = range(1, latents.shape[1] // rank + 1)
     scales = sorted({*config.sweep_scales, config.guidance_scale})
     shifts = sorted({sign * size for size in config.shifts for sign in (-1.0, 1.0)})

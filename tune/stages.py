@@ -16,16 +16,14 @@ from migvis.config import Configuration, VAEConfig
 from migvis.vae import standard
 from migvis.vae_fit import shared_by
 from tune import builders, fits, gallery
+from tune.methods import EDIT_FIELDS, EDIT_SOURCES, method_stage
 from tune.stage_graph import Stage, Together
 
 _DATA = ("migvis.data.dataset", "tune.stage_data")
 _DENOISER = ("migvis.diffusion",)
 _SCORES = ("migvis.metrics.edit_scores", "migvis.data.synthetic")
-_EDITS = ("migvis.synthesis",)
+_EDITS = ("tune.editors", "migvis.synthesis")
 """Modules by which a stage's source is known; what they import is found (tune.sources)."""
-_EDIT_FIELDS = {"edit_step", "guidance_scale", "guidance", "form", "jacobian", "bank_size"}
-"""What an edit reads of the synthesis section."""
-
 EXPECTED_SECONDS = {
     "denoiser": 260.0,
     "pool": 14.0,
@@ -35,6 +33,10 @@ EXPECTED_SECONDS = {
     "standard_vae": 2.0,
     "representation": 2.0,
     "critic": 8.0,
+    "latent_encoder": 8.0,
+    "latent_regression": 3.0,
+    "conditional_denoiser": 75.0,
+    "image_decoder": 15.0,
     "synthesis": 10.0,
     "evaluation": 4.0,
     "gallery": 18.0,
@@ -60,14 +62,26 @@ class Stages:
         sources = (function.__module__, *_DATA, *modules)
         return Stage(kind, config, partial(build, self.data_path), modules=sources, **options)
 
-    def _workers(self, ray_train: bool = False) -> fits.Workers:
+    def workers_of(self, ray_train: bool = False) -> fits.Workers:
         """Several workers run through Ray Train; a fit of seconds by a single one need not wait for its start."""
         return fits.Workers(self.workers, self.threads, ray_train or self.workers > 1)
 
+    def weights(self) -> str | None:
+        """Digest of a frozen encoder's weights file; none where timm's own are used."""
+        from tune.store import file_digest
+
+        path = self.configuration.critic.encoder_weights
+        return None if path is None else file_digest(Path(path))
+
+    def encoder_fields(self) -> dict[str, Any]:
+        """The image encoder and its weights."""
+        return {"encoder": self.configuration.critic.encoder, "weights": self.weights()}
+
     def denoiser(self) -> Stage:
         """ε_θ, fitted once for all trials; through Ray Train where `ray_train` asks for it."""
-        config = {"data": self.data_digest, "denoiser": self.configuration.denoiser.model_dump(mode="json")}
-        build = partial(fits.build_denoiser, workers=self._workers(self.ray_train))
+        fields = self.configuration.denoiser.model_dump(mode="json", exclude={"conditional_steps"})
+        config = {"data": self.data_digest, "denoiser": fields}
+        build = partial(fits.build_denoiser, workers=self.workers_of(self.ray_train))
         return self._stage("denoiser", config, build, modules=_DENOISER, seed=self.seed, scope="study")
 
     def pool(self) -> Stage:
@@ -83,7 +97,7 @@ class Stages:
             return None
         config = {
             "data": self.data_digest,
-            "critic": _encoder_fields(self.configuration),
+            "critic": self.encoder_fields(),
             "clean": critic.training_images == "clean",
         }
         inputs = {} if critic.training_images == "clean" else {"pool": self.pool()}
@@ -150,7 +164,7 @@ class Stages:
 
     def _vae(self, kind: str, fields: dict[str, Any], subject: str, seed: int) -> Stage:
         config = {"data": self.data_digest, "subject": subject, "vae": fields}
-        workers, together = self._workers(), None
+        workers, together = self.workers_of(), None
         if not workers.ray_train:
             bucket = f"{self.data_digest} {subject} {shared_by(VAEConfig.model_validate(fields))}"
             together = Together(bucket, partial(fits.build_vaes, self.data_path))
@@ -183,24 +197,37 @@ class Stages:
             label=f"{subject} {split}",
         )
 
-    def critic(self, subject: str, seed: int) -> Stage:
-        """The InfoNCE critic of all groups of one subject."""
+    def shown(self, subject: str, seed: int) -> dict[str, Stage]:
+        """What is fitted to images and latents reads: the VAE, and the pictures as they are to be shown."""
         inputs = {"vae": self.vae(subject, seed)}
         embeddings = self.embeddings()
         if embeddings is not None:
             inputs["embeddings"] = embeddings
         elif self.configuration.critic.training_images == "pool":
             inputs["pool"] = self.pool()
+        return inputs
+
+    def of_subject(self, kind: str, subject: str, seed: int, fields: dict[str, Any], build: Any, **options: Any) -> Stage:
+        """A fit of one subject and seed."""
+        config = {"data": self.data_digest, "subject": subject, **fields}
+        return self._stage(kind, config, build, seed=seed, label=f"{subject} seed {seed}", **options)
+
+    def critic(self, subject: str, seed: int) -> Stage:
+        """The InfoNCE critic of all groups of one subject."""
         fields = self.configuration.critic.model_dump(mode="json", exclude={"encoder_weights", "pool_draws"})
-        config = {"data": self.data_digest, "subject": subject, "critic": fields, "weights": _weights(self.configuration)}
         weights = self.configuration.critic.encoder_weights
-        build = partial(fits.build_critic, encoder_weights=weights, workers=self._workers())
-        return self._stage(
-            "critic", config, build, inputs=inputs, modules=("migvis.critic",), seed=seed, label=f"{subject} seed {seed}"
+        return self.of_subject(
+            "critic",
+            subject,
+            seed,
+            {"critic": fields, "weights": self.weights()},
+            partial(fits.build_critic, encoder_weights=weights, workers=self.workers_of()),
+            inputs=self.shown(subject, seed),
+            modules=("migvis.critic",),
         )
 
     def synthesis(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:
-        """The scored `target` edits of groups 1 and 2, some edits of the others, and unguided ones."""
+        """The scored `target` edits of groups 1 and 2, some edits of the others, and some at γ = 0."""
         config = self.configuration.synthesis
         pairs = config.trial_pairs if count is None else count
         fields = {
@@ -208,23 +235,24 @@ class Stages:
             "subject": subject,
             "split": split,
             "pairs": pairs,
-            "synthesis": config.model_dump(mode="json", include=_EDIT_FIELDS),
+            "synthesis": config.model_dump(mode="json", include=EDIT_FIELDS[config.method]),
         }
         return self._stage(
             "synthesis",
             fields,
             builders.build_synthesis,
             inputs=self._edit_inputs(subject, seed, split, pairs),
-            modules=_EDITS,
+            modules=(*_EDITS, *EDIT_SOURCES[config.method]),
             seed=self.seed,
             label=f"{subject} {split}",
         )
 
     def _edit_inputs(self, subject: str, seed: int, split: str, pairs: int) -> dict[str, Stage]:
+        method = method_stage(self, subject, seed)
         return {
             "denoiser": self.denoiser(),
             "vae": self.vae(subject, seed),
-            "critic": self.critic(subject, seed),
+            method.kind: method,
             "trajectory": self.trajectory(split, pairs),
         }
 
@@ -235,14 +263,14 @@ class Stages:
             "data": self.data_digest,
             "subject": subject,
             "stimuli": gallery.SHOWN_STIMULI,
-            "synthesis": config.model_dump(mode="json", include=_EDIT_FIELDS | {"sweep_scales", "shifts"}),
+            "synthesis": config.model_dump(mode="json", include=EDIT_FIELDS[config.method] | {"sweep_scales", "shifts"}),
         }
         return self._stage(
             "gallery",
             fields,
             gallery.build_gallery,
             inputs=self._edit_inputs(subject, seed, "test", config.final_pairs),
-            modules=("tune.builders", *_EDITS),
+            modules=("tune.builders", *_EDITS, *EDIT_SOURCES[config.method]),
             label=f"{subject} test",
         )
 
@@ -275,15 +303,3 @@ class Stages:
             for seed in seeds
             for stage in (self.representation(subject, seed, split), self.evaluation(subject, seed, split, count))
         ]
-
-
-def _weights(configuration: Configuration) -> str | None:
-    """Digest of a frozen encoder's weights file; none where timm's own are used."""
-    from tune.store import file_digest
-
-    path = configuration.critic.encoder_weights
-    return None if path is None else file_digest(Path(path))
-
-
-def _encoder_fields(configuration: Configuration) -> dict[str, Any]:
-    return {"encoder": configuration.critic.encoder, "weights": _weights(configuration)}

@@ -19,7 +19,7 @@ from tune.selection import check_rule
 from tune.space import SearchSpace
 from tune.store import StageStore
 from tune.store_lock import in_use
-from tune.study_config import StudyConfig, load_study_config
+from tune.study_config import StudyConfig, check_method, load_study_config
 from tune.study_folder import (
     StudyFailed,
     StudyRecord,
@@ -95,6 +95,7 @@ def open_study(request: Request) -> Opened:
         if request.study and exists(storage, check_name(request.study)):
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
     check_rule(config.search.rule)
+    check_method(config)
     uri = absolute(request.tracking_uri or (record.tracking_uri if record else None) or default_uri(storage))
     if not request.dry_run:
         check_tracking(uri)

@@ -89,6 +89,13 @@ class StudyConfig(Configuration):
         return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
 
 
+def check_method(config: StudyConfig) -> None:
+    """Raises InputError unless the study is one of mutual information: nothing else is searched or exported."""
+    method = config.synthesis.method
+    if method != "information":
+        raise InputError(f"synthesis.method: a study searches information only; the others are for ablations, got {method!r}")
+
+
 _HOW_IT_RUNS = {"trials", "concurrent_trials", "threads_per_trial", "fit_workers", "final_seeds", "rule", "retries"}
 _CHANGEABLE = {"data.path", *(f"search.{name}" for name in _HOW_IT_RUNS)}
 

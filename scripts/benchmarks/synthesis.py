@@ -20,7 +20,8 @@ from migvis.config import Configuration
 from migvis.critic import fit_critic
 from migvis.data import Dataset
 from migvis.diffusion import fit_denoiser
-from migvis.synthesis import Editor, Edits, make_bank, shift_edits
+from migvis.guidance import Information
+from migvis.synthesis import Editor, Edits, GuidedEditor, make_bank, shift_edits
 from migvis.vae_fit import fit_vae
 from tune.stage_data import clean_pictures, device, training_pictures
 
@@ -127,6 +128,7 @@ def _editor(config: Configuration, dataset: Dataset, steps: int) -> tuple[Editor
     unet, _ = fit_denoiser(pictures, denoiser, seed=0, device=place)
     bank = make_bank(latents[training], torch.tensor(training), torch.tensor(picture), config.synthesis.bank_size, seed=0)
     variance = float(dataset.images(training).var(dim=0).mean())
-    editor = Editor(unet, unet.alphas, critic.requires_grad_(False), bank, config.synthesis, variance, unet.memory)
+    information = Information(critic.requires_grad_(False), bank)
+    editor = GuidedEditor(unet, unet.alphas, config.synthesis, information, variance, unet.memory)
     spread = vae.latent_scale.float().view(config.vae.group_count, config.vae.group_rank)
     return editor, latents, spread

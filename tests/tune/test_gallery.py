@@ -11,7 +11,8 @@ from migvis.config import PRESETS, Configuration
 from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.figures import GridRow, edit_grid
-from migvis.synthesis import Editor, shift_edits, target_edits
+from migvis.guidance import Information
+from migvis.synthesis import GuidedEditor, shift_edits, target_edits
 from migvis.weights import load_bank, load_critic_folder, load_denoiser, load_vae_folder, read_tensors
 from tune.gallery import SHOWN_STIMULI, read_gallery
 from tune.pictures import gallery_grids
@@ -74,7 +75,7 @@ def edited_directly(stages: Stages, store: StageStore, dataset: Dataset) -> dict
     unet = load_denoiser(folder(store, stages.denoiser()))
     critic = load_critic_folder(folder(store, stages.critic("M1", 0)))
     bank = load_bank(ensure(stages.synthesis("M1", 0), store).path)
-    editor = Editor(unet, unet.alphas, critic, bank, config, 1.0, unet.memory)
+    editor = GuidedEditor(unet, unet.alphas, config, Information(critic, bank), 1.0, unet.memory)
     with torch.no_grad():
         latents, _ = vae.encode(torch.tensor(dataset.subjects["M1"].response))
     stored = read_tensors(folder(store, stages.trajectory("test", config.final_pairs)) / "states.safetensors")
