@@ -74,7 +74,7 @@ def conditional_denoiser(stages: Stages, subject: str, seed: int) -> Stage:
         subject,
         seed,
         {"steps": stages.configuration.denoiser.conditional_steps},
-        partial(rival_fits.build_conditional, workers=stages.workers_of(stages.ray_train)),
+        partial(rival_fits.build_conditional, workers=stages.workers_of()),
         inputs={"denoiser": stages.denoiser(), "vae": stages.vae(subject, seed)},
         modules=("migvis.conditional",),
     )

@@ -55,7 +55,8 @@ def write_search_report(
 def _trials(ledger: Ledger, selected: int) -> Table:
     """Every trial: its hyperparameters, its objectives, and how it ended; the selected one is bold."""
     header = ["trial", *PARAMETERS, "neural_r2", *ledger.objectives, "ended"]
-    rows, bold = [], set()
+    rows: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
     for record in ledger.records():
         metrics = record.result().metrics if record.finished else {}
         names = ["neural_r2", *ledger.objectives]

@@ -81,6 +81,8 @@ def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> N
     search, total = outcome.context.config.search, ray.cluster_resources()
     cpus = min(float(search.threads_per_trial), total.get("CPU", 1.0))
     gpus = min(1.0, total["GPU"] / search.concurrent_trials) if total.get("GPU") else 0.0
+    if search.fit_workers > 1:
+        cpus, gpus = 0.01, 0.0  # its fits run on workers of their own, which it would keep from starting
     # A worker that dies takes its task with it: it is tried again, and finds what the first attempt had finished.
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=search.retries)(build_cell)
     waiting = {

@@ -52,12 +52,15 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "activation, without MI (A)": ("activation", (5.0, 20.0, 80.0)),
     "AP-LR": ("linear_activation", (5.0, 20.0, 80.0)),
     "AP-CFG": ("classifier_free", (1.0, 3.0, 9.0)),
-    "SLT": ("decoder", (0.5, 1.0, 1.5)),
+    "SLT": ("decoder", (0.25, 0.5, 1.0)),
 }
 """The rivals, by their names in the papers, with the guidance scales at which each is tried: their units differ."""
 
 RIVALS = tuple(
-    Case(f"{name}, γ = {scale:g}", {"synthesis.method": method, "synthesis.guidance_scale": scale})
+    Case(
+        f"{name}, γ = {scale:g}",
+        {"synthesis.method": method, "synthesis.guidance_scale": scale, "synthesis.sweep_scales": scales},
+    )
     for name, (method, scales) in METHODS.items()
     for scale in scales
 )
