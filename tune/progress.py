@@ -69,7 +69,8 @@ def duration(seconds: float) -> str:
 class Display:
     """Shows a study in the terminal: lines that stay, and one status line (every few seconds where it is not a terminal).
 
-    Used as a context manager. phase and trials are told by the driver; the rest is read from the progress folder.
+    Used as a context manager. phase and trials are told by the driver; the rest is read from the progress folder. unit: what
+    is counted.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Display:
         expected_seconds: Mapping[str, float] | None = None,
         stream: TextIO | None = None,
         plain_every: float = 10.0,
+        unit: str = "trials",
     ) -> None:
+        self._unit = unit
         self._folder, self._expected, self._plain_every = folder, dict(expected_seconds or {}), plain_every
         self._stream = stream or sys.stdout
         self._begin = time.monotonic()
@@ -141,7 +144,7 @@ class Display:
             return current
         waiting = (self._total - self._done) * trial / self._concurrent
         fit = 0.0
-        if self._phase != "search":  # before and between the shared stages only their usual cost is known
+        if self._phase not in ("search", "runs"):  # before and between the shared stages only their usual cost is known
             usual = self._expected.get("prepare", 0.0) - (time.monotonic() - self._begin)
             fit = current if current is not None else max(usual, 0.0)
         return fit + waiting + self._expected.get("final", 0.0)
@@ -152,7 +155,7 @@ class Display:
         with self._lock:
             parts = [f"[{duration(time.monotonic() - self._begin)}] {self._phase}"]
             if self._total:
-                parts.append(f"{self._done}/{self._total} trials")
+                parts.append(f"{self._done}/{self._total} {self._unit}")
             for activity in activities:
                 step = f" {activity['step']}/{activity['steps']}" if activity.get("steps") else ""
                 parts.append(f"{activity['what']}{step}")

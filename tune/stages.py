@@ -15,7 +15,7 @@ from typing import Any
 from migvis.config import Configuration, VAEConfig
 from migvis.vae import standard
 from migvis.vae_fit import shared_by
-from tune import builders, fits, gallery
+from tune import builders, dimension_gallery, fits, gallery
 from tune.methods import EDIT_FIELDS, EDIT_SOURCES, method_stage
 from tune.stage_graph import Stage, Together
 
@@ -40,6 +40,7 @@ EXPECTED_SECONDS = {
     "synthesis": 10.0,
     "evaluation": 4.0,
     "gallery": 18.0,
+    "dimension_gallery": 12.0,
 }
 """Seconds of each kind on 2 CPU cores at the quick preset, until a store has observed its own."""
 
@@ -272,6 +273,25 @@ class Stages:
             inputs=self._edit_inputs(subject, seed, "test", config.final_pairs),
             modules=("tune.builders", *_EDITS, *EDIT_SOURCES[config.method]),
             label=f"{subject} test",
+        )
+
+    def dimension_gallery(self, subject: str, seed: int, group: int) -> Stage:
+        """Edits of the same stimuli along pairs of dimensions within one group, in both directions."""
+        config = self.configuration.synthesis
+        fields = {
+            "data": self.data_digest,
+            "subject": subject,
+            "group": group,
+            "stimuli": gallery.SHOWN_STIMULI,
+            "synthesis": config.model_dump(mode="json", include=EDIT_FIELDS[config.method] | {"shifts"}),
+        }
+        return self._stage(
+            "dimension_gallery",
+            fields,
+            dimension_gallery.build_dimension_gallery,
+            inputs=self._edit_inputs(subject, seed, "test", config.final_pairs),
+            modules=("tune.builders", *_EDITS, *EDIT_SOURCES[config.method]),
+            label=f"{subject} group {group}",
         )
 
     def evaluation(self, subject: str, seed: int, split: str = "validation", count: int | None = None) -> Stage:

@@ -37,20 +37,36 @@ def stages_needed(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
     return topological(reading.stage for cell in cells for reading in outcome.readings[cell])
 
 
-def build_all(outcome: Outcome, display: Display, address: str | None) -> bool:
-    """Builds what is missing; what failed is noted in `outcome.failed`. Whether Ray was started here.
+def stages_missing(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
+    """The stages that have to be built, inputs first: what lies below a stage that is there is not looked at."""
+    found: dict[tuple[str, str], Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if (stage.kind, stage.key) not in found and not outcome.store.exists(stage.kind, stage.key):
+            for below in stage.inputs.values():
+                visit(below)
+            found[stage.kind, stage.key] = stage
+
+    for cell in cells:
+        for reading in outcome.readings[cell]:
+            visit(reading.stage)
+    return list(found.values())
+
+
+def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
+    """Builds what is missing; what failed is noted in `outcome.failed`.
 
     Raises InputError for what the user has to mend, and FitError where a stage that all cells share cannot be fitted.
     """
-    store, context = outcome.store, outcome.context
-    cells = list(outcome.readings)
-    missing = [stage for stage in stages_needed(outcome, cells) if not store.exists(stage.kind, stage.key)]
-    started = False
+    context, cells = outcome.context, list(outcome.readings)
+    unfinished = [cell for cell in cells if stages_missing(outcome, [cell])]
+    display.trials(len(cells) - len(unfinished), len(cells), context.config.search.concurrent_trials)
+    missing = stages_missing(outcome, unfinished)
     if missing:
         from tune.search_session import connect
 
         display.phase("start")
-        started = connect(address)
+        connect(address)
         display.phase("shared stages")
         shared = Runner(context, "shared", "shared")
         for stage in missing:
@@ -63,16 +79,10 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> bool:
             display.say(f"not fitted together, but one by one, since one ends all: {error}")
         _note(outcome, shared.uses)
         context.reporter("shared").done()
-    unfinished = [cell for cell in cells if _missing(outcome, cell)]
-    display.phase("cases")
-    display.trials(len(cells) - len(unfinished), len(cells), outcome.context.config.search.concurrent_trials)
+    unfinished = [cell for cell in unfinished if stages_missing(outcome, [cell])]
+    display.phase("runs")
     if unfinished:
         _build_cells(outcome, unfinished, display)
-    return started
-
-
-def _missing(outcome: Outcome, cell: Cell) -> bool:
-    return any(not outcome.store.exists(reading.stage.kind, reading.stage.key) for reading in outcome.readings[cell])
 
 
 def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> None:

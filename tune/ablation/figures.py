@@ -14,6 +14,7 @@ from migvis.statistics import Interval
 from migvis.weights import load_vae_folder, read_tensors
 from tune.ablation.outcome import Cell, Outcome, slug
 from tune.ablation.study import SPLIT
+from tune.dimension_gallery import dimension_grid
 from tune.pictures import gallery_grids, names_of, reading_captions
 
 SHOWN = 6
@@ -97,6 +98,20 @@ def galleries(outcome: Outcome, folder: Path) -> Pictures:
             if path is not None:
                 grids = gallery_grids(outcome.dataset, path, folder / slug(one.name), subject, step)
                 found |= {f"{one.name}: {name.replace('_', ', ')}": picture for name, picture in grids.items()}
+    return found
+
+
+def dimension_pairs(outcome: Outcome, folder: Path) -> Pictures:
+    """The edits along pairs of dimensions, of the first seed."""
+    found: Pictures = {}
+    for one in outcome.cases:
+        for subject in outcome.subjects:
+            cell = Cell(one.name, subject, outcome.seeds[0])
+            path = outcome.path(cell, "dimension_gallery")
+            if path is not None:
+                caption = f"{subject}, {one.name}: Δ in sd of the posterior means on both dimensions of a pair"
+                title = f"{subject}: pairs of dimensions within the group"
+                found[caption] = dimension_grid(outcome.dataset, path, folder / f"dimensions_{slug(str(cell))}.png", title)
     return found
 
 

@@ -86,9 +86,12 @@ def transferred(outcome: Outcome, editor: str, reader: str, seed: int) -> np.nda
     if synthesis is None or bank_at is None:
         return None
     stages = outcome.stages[case]
-    critic_stage, vae_stage = stages.critic(reader, seed), stages.vae(reader, seed)
-    critic = load_critic_folder(outcome.store.path(critic_stage.kind, critic_stage.key))
-    vae = load_vae_folder(outcome.store.path(vae_stage.kind, vae_stage.key))
+    critic_at, vae_at = (
+        outcome.store.path(stage.kind, stage.key) for stage in (stages.critic(reader, seed), stages.vae(reader, seed))
+    )
+    if not (critic_at.is_dir() and vae_at.is_dir()):
+        return None
+    critic, vae = load_critic_folder(critic_at), load_vae_folder(vae_at)
     bank = load_bank(bank_at)
     latents, _ = vae.encode(torch.tensor(dataset.subjects[reader].response))
     edits = read_tensors(synthesis / "edits.safetensors")

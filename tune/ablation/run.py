@@ -145,7 +145,7 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
     with ExitStack() as stack:
         stack.enter_context(locked(context.folder))
         stack.enter_context(in_use(StageStore(context.stages_root)))
-        display = stack.enter_context(Display(context.folder / "progress", _expected(outcome)))
+        display = stack.enter_context(Display(context.folder / "progress", _expected(outcome), unit="runs"))
         display.say(f"ablation {study.name}: {study.question}")
         tracker = _tracker(outcome, settings)
         try:
@@ -187,10 +187,10 @@ def show(outcome: Outcome) -> tuple[list[Table], dict[str, Path]]:
 
 
 def _expected(outcome: Outcome) -> dict[str, float]:
-    """Seconds of a cell, for the time left before any was built."""
+    """Seconds of the shared stages and of a run, for the time left before any was built."""
     rows = plan(stages_needed(outcome, outcome.readings), outcome.store, EXPECTED_SECONDS)
-    missing = sum(row.seconds for row in rows if not row.exists and row.scope == "trial")
-    return {"trial": missing / max(1, len(outcome.readings))}
+    scopes = {scope: sum(row.seconds for row in rows if not row.exists and row.scope == scope) for scope in ("study", "trial")}
+    return {"prepare": scopes["study"], "trial": scopes["trial"] / max(1, len(outcome.readings))}
 
 
 def _summary(outcome: Outcome, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tune.ablation import figures, readouts, tables
 from tune.ablation.algebra import FULL, Case, case, leave_one_out, product, sweep
-from tune.ablation.study import Column, Study, edits, edits_and_choice, gallery, representation
+from tune.ablation.study import Column, Study, dimensions, edits, edits_and_choice, gallery, representation
 
 R2 = Column("neural_r2", "R², %", 100, 2)
 RMSE = Column("neural_rmse", "RMSE × 100", 100, 2, more_is_better=False)
@@ -173,6 +173,19 @@ STUDIES = (
         remark="Scales of different methods have different units: compare at equal realism, in the picture, not row by row.",
         figures=(figures.trade_off, figures.aligned_edits),
         tables=(tables.at_equal_realism,),
+    ),
+    *(
+        Study(
+            name,
+            f"What do pairs of dimensions within group {group} ({what}) encode, and is it the same for every object?",
+            (FULL,),
+            dimensions(group),
+            EDITS,
+            base=None,
+            figures=(figures.dimension_pairs,),
+            remark="These edits are looked at: which attribute a pair moves has no label to score it by.",
+        )
+        for name, group, what in (("figure6", 3, "unsupervised"), ("figure7", 2, "category"))
     ),
     Study(
         "figure8",

@@ -89,3 +89,13 @@ def edits_and_choice(stages: Stages, subject: str, seed: int) -> list[Reading]:
 def gallery(stages: Stages, subject: str, seed: int) -> list[Reading]:
     """`edits`, and the edits that are only shown: all groups, a sweep of scales, and both protocols."""
     return [*edits(stages, subject, seed), Reading(stages.gallery(subject, seed))]
+
+
+def dimensions(group: int) -> Read:
+    """`edits`, and what pairs of dimensions of a group do; a configuration with fewer groups has its last one shown."""
+
+    def read(stages: Stages, subject: str, seed: int) -> list[Reading]:
+        shown = min(group, stages.configuration.vae.group_count)
+        return [*edits(stages, subject, seed), Reading(stages.dimension_gallery(subject, seed, shown))]
+
+    return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,33 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
     assert run(storage, tiny, str(own_study), "--seeds", "3") == 0
     assert len({path for path in (storage / "stages" / "vae").iterdir()} - stages) == 2
     assert summary(storage, "mine")["runs"][:4] == first["runs"]
+
+
+@pytest.mark.slow
+def test_every_method_and_figure_is_run_whole_and_resumed(local_ray, storage, tiny, tmp_path, capsys) -> None:
+    """Rivals, galleries, dimensions and transfer over real, tiny fits; killed half-way, the same command goes on."""
+    names = ["figure5", "figure4", "figure6", "transfer", "components", "dose"]
+    assert run(storage, tiny, *names, "--seeds", "1") == 0
+    for name in names:
+        folder = storage / "ablations" / name
+        assert len(summary(storage, name)["runs"]) >= 1
+        assert summary(storage, name)["failed"] == {}
+        assert "data:image/png;base64," in (folder / "report.html").read_text()
+        assert list((folder / "figures").rglob("*.png"))
+    before = {name: summary(storage, name)["runs"] for name in names}
+    # The edits of one method are gone, as if it had been killed before them: they alone are made again, and alike.
+    synthesis = [path for path in (storage / "stages" / "synthesis").iterdir()]
+    for path in synthesis[:5]:
+        shutil.rmtree(path)
+    for path in (storage / "stages" / "evaluation").iterdir():
+        if json.loads((path / "manifest.json").read_text())["inputs"]["synthesis"] in {gone.name for gone in synthesis[:5]}:
+            shutil.rmtree(path)
+    kept = {path.name for kind in ("vae", "critic", "denoiser") for path in (storage / "stages" / kind).iterdir()}
+    capsys.readouterr()
+    assert run(storage, tiny, *names, "--seeds", "1") == 0
+    assert "built in" in capsys.readouterr().out
+    assert {name: summary(storage, name)["runs"] for name in names} == before
+    assert {path.name for kind in ("vae", "critic", "denoiser") for path in (storage / "stages" / kind).iterdir()} == kept
 
 
 def test_a_fit_that_diverges_is_told_and_the_rest_is_reported(local_ray, storage, tiny, tmp_path, capsys) -> None:
