@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from migvis.synthesis import GuidedEditor
 
 SIZE, GROUPS, RANK = 16, 3, 2
 CONFIG = CriticConfig(
-    encoder="cnn", infonce_batch=64, images_seen=64 * 120, training_images="clean", learning_rate=4e-3, embedding_dropout=0.0
+    encoder="cnn", infonce_batch=64, training_images="clean", learning_rate=4e-3, embedding_dropout=0.0
 )
 
 
@@ -57,8 +58,7 @@ def world() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def regression(world: dict[str, Tensor]) -> LatentRegression:
-    config = CONFIG.model_copy(update={"encoder": "cnn"})
-    return fit_latent_regression(world["images"], world["mean"], world["log_var"], world["row"], config, GROUPS)
+    return fit_latent_regression(world["images"], world["mean"], world["log_var"], world["row"], CONFIG, GROUPS)
 
 
 def test_the_likelihood_is_the_normal_density_of_the_target(encoder: LatentEncoder) -> None:
@@ -142,11 +142,11 @@ def test_a_frozen_encoder_needs_its_embeddings(world: dict[str, Tensor]) -> None
 
 def test_the_fitted_encoder_beats_the_marginal_and_knows_its_own_error() -> None:
     """A spot whose column is group 1 and whose row is group 2, with posteriors of sd 0.3: H(z | y) is known."""
-    u, grid = normal(900, 2, seed=13), torch.arange(32.0)
-    column, line = (torch.exp(-((grid - 16 - 4 * u[:, axis : axis + 1]) ** 2) / 18) for axis in (0, 1))
+    u, grid = normal(900, 2, seed=13), torch.arange(16.0)
+    column, line = (torch.exp(-((grid - 8 - 2 * u[:, axis : axis + 1]) ** 2) / 6) for axis in (0, 1))
     images = (2 * line[:, :, None] * column[:, None, :] - 1)[:, None]
     log_var, row = torch.full((600, 2), 2 * math.log(0.3)), torch.arange(600)
-    settings = CONFIG.model_copy(update={"images_seen": 64 * 250})
+    settings = CONFIG.model_copy(update={"images_seen": 64 * 100, "minimum_steps": 1})
     fitted, result = fit_latent_encoder(images[:600], None, u[:600], log_var, row, settings, 2, seed=0)
     z = (u[600:] + 0.3 * normal(300, 2, seed=14))[:, :, None]
     with torch.no_grad():
@@ -156,13 +156,13 @@ def test_the_fitted_encoder_beats_the_marginal_and_knows_its_own_error() -> None
     best = -(0.5 * (math.log(2 * math.pi) + 1) + math.log(0.3)) + scale.log()
     assert bool((own > marginal + 0.5).all()), own
     assert bool((own < best + 0.15).all()), (own, best)
-    assert result.curves["negative_log_likelihood_2"][-1][1] < 0.9
+    assert result.curves["negative_log_likelihood_2"][-1][1] < -marginal - 0.3
 
 
 def test_both_guidances_take_any_criterion(encoder: LatentEncoder) -> None:
-    alphas, memory = noise_schedule(10), StimulusMemory(1, 16, 1.0, SIZE)
+    alphas, memory = noise_schedule(10), StimulusMemory(1, 16, 10.0, SIZE)
     memory.remember(normal(20, 1, SIZE, SIZE, seed=15).clamp(-1, 1))
-    images, edits, results = memory.images[:2], edits_of(6), []
+    images, edits, results = memory.images[:2], replace(edits_of(6), scale=torch.full((6,), 500.0)), []
     for guidance in ("gradient", "memory"):
         for criterion in (Likelihood(encoder), Activation(encoder)):
             config = SynthesisConfig(guidance=guidance, edit_step=0.6)
