@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from migvis.config import PRESETS, Configuration
 from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
+from migvis.errors import InputError
 from migvis.figures import GridRow, edit_grid
 from migvis.guidance import Information
-from migvis.synthesis import GuidedEditor, shift_edits, target_edits
+from migvis.synthesis import Edits, GuidedEditor, shift_edits, target_edits
 from migvis.weights import load_bank, load_critic_folder, load_denoiser, load_vae_folder, read_tensors
+from tune.dimension_gallery import MOST_PAIRS, dimension_grid, pairs_of
 from tune.gallery import SHOWN_STIMULI, read_gallery
 from tune.pictures import gallery_grids
 from tune.pipeline import ensure
@@ -127,3 +130,49 @@ def test_a_second_final_stage_edits_nothing_again(made: Made) -> None:
     again = ensure(stages.gallery("M1", 0), StageStore(store.root))
     assert again.reused
     assert again.path == gallery
+
+
+def test_pairs_of_dimensions_move_those_two_alone_and_have_a_row_each(made: Made, dataset_file: Path, tmp_path: Path) -> None:
+    stages, store, _, _ = made
+    wider = replace(stages, configuration=TINY.model_copy(update={"vae": TINY.vae.model_copy(update={"group_rank": 3})}))
+    stage = wider.dimension_gallery("M1", 0, 2)
+    path = ensure(stage, store).path
+    dataset, vae = load_dataset(dataset_file), load_vae_folder(folder(store, wider.vae("M1", 0)))
+    unet, critic = load_denoiser(folder(store, wider.denoiser())), load_critic_folder(folder(store, wider.critic("M1", 0)))
+    bank = load_bank(ensure(wider.synthesis("M1", 0), store).path)
+    editor = GuidedEditor(unet, unet.alphas, TINY.synthesis, Information(critic, bank), 1.0, unet.memory)
+    with torch.no_grad():
+        latents, _ = vae.encode(torch.tensor(dataset.subjects["M1"].response))
+    stored = read_tensors(folder(store, wider.trajectory("test", TINY.synthesis.final_pairs)) / "states.safetensors")
+    source = stored["source"][:SHOWN_STIMULI]
+    images, states = dataset.images(source.numpy()), stored["states"][editor.step()][:SHOWN_STIMULI]
+    shown = read_tensors(path / "dimensions.safetensors")
+    rows = [(pair, shift) for pair in ((1, 2), (1, 3), (2, 3)) for shift in (-2.0, -0.5, 0.5, 2.0)]
+    assert [(tuple(pair), shift) for pair, shift in zip(shown["pair"].tolist(), shown["shift"].tolist(), strict=True)] == rows
+    for (pair, shift), edited in zip(rows, shown["images"], strict=True):
+        target = latents[source, 3:6].clone()
+        for dimension in pair:
+            target[:, dimension - 1] += shift * vae.latent_scale[3 + dimension - 1]
+        every = torch.arange(SHOWN_STIMULI)
+        edits = Edits(
+            every, torch.full_like(every, 2), target, torch.full((len(every),), 500.0), source, torch.full_like(source, -1)
+        )
+        torch.testing.assert_close(edited, editor.edit(images, states, edits), rtol=0, atol=1e-4)
+    drawn = dimension_grid(dataset, path, tmp_path / "d.png", "title")
+    labels = [f"dimensions [{a}, {b}]\nΔ = {shift:+g}" for (a, b), shift in rows]
+    names = dataset.stimuli.category_names
+    first = GridRow("source", images, [names[int(dataset.stimuli.category_id[row])] for row in source.tolist()])
+    grid = [GridRow(label, edited) for label, edited in zip(labels, shown["images"], strict=True)]
+    assert drawn.read_bytes() == edit_grid([first, *grid], tmp_path / "e.png", "title").read_bytes()
+
+
+def test_a_group_that_does_not_exist_has_no_dimensions(made: Made) -> None:
+    stages, store, _, _ = made
+    with pytest.raises(InputError, match="group: expected 1…3, got 4"):
+        ensure(stages.dimension_gallery("M1", 0, 4), store)
+
+
+@pytest.mark.parametrize(("rank", "pairs"), [(1, [(1, 1)]), (2, [(1, 2)]), (3, [(1, 2), (1, 3), (2, 3)])])
+def test_pairs_of_dimensions(rank: int, pairs: list[tuple[int, int]]) -> None:
+    assert pairs_of(rank) == pairs
+    assert len(pairs_of(8)) == MOST_PAIRS
