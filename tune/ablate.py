@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     studies, settings = studies_of(arguments.names), settings_of(arguments)
     if not studies:
         raise InputError("name an ablation, all, or a FILE.py; --list prints the named ones")
-    from tune.ablation.run import describe_plan, open_outcome, run_ablation
+    from tune.ablation.run import describe_plan, describe_total, open_outcome, run_ablation
     from tune.search_session import command_to_browse
     from tune.tracking import default_uri
 
@@ -164,6 +164,8 @@ def run(arguments: argparse.Namespace) -> int:
     outcomes = [open_outcome(study, settings) for study in studies]
     if arguments.dry_run:
         print("\n".join(describe_plan(outcome) for outcome in outcomes))
+        if len(outcomes) > 1:
+            print(describe_total(outcomes))
         return 0
     failed, reports = 0, []
     for study in studies:

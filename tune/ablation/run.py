@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tune.ablation.tables import differences, values
 from tune.context import DataSummary, StudyContext
 from tune.pages.table import Table
 from tune.pictures import scored_pictures
-from tune.pipeline import plan
+from tune.pipeline import plan, topological
 from tune.progress import Display, duration
 from tune.space import check_batch
 from tune.stage_data import dataset_at
@@ -129,6 +130,21 @@ def describe_plan(outcome: Outcome) -> str:
             f"{sum(row.seconds for row in missing):7.0f} s to come, {sum(row.seconds for row in own if row.exists):7.0f} s reused"
         )
     return "\n".join([*lines, f"  estimate: {duration(sum(row.seconds for row in rows if not row.exists))}"])
+
+
+def describe_total(outcomes: Sequence[Outcome]) -> str:
+    """A line on several studies together, which share stages."""
+    stages = topological(stage for outcome in outcomes for stage in stages_needed(outcome, outcome.readings))
+    rows = plan(stages, outcomes[0].store, EXPECTED_SECONDS)
+    runs = sum(len(outcome.readings) for outcome in outcomes)
+    left = sum(row.seconds for row in rows if not row.exists)
+    alone = sum(
+        row.seconds
+        for outcome in outcomes
+        for row in plan(stages_needed(outcome, outcome.readings), outcome.store, EXPECTED_SECONDS)
+        if not row.exists
+    )
+    return f"together: {runs} runs of {len(outcomes)} studies, {duration(left)} to come; {duration(alone)} if they shared nothing"
 
 
 def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
