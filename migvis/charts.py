@@ -26,7 +26,7 @@ Point = tuple[float, Interval]
 
 
 def interval_chart(
-    cases: Sequence[str], panels: Mapping[str, Sequence[Interval | None]], path: Path, title: str = "", base: str | None = None
+    cases: Sequence[str], panels: Mapping[str, Sequence[Interval | None]], path: Path, base: str | None = None
 ) -> Path:
     """Draws, for each metric of `panels`, the mean and the interval of every case (top to bottom), `base` in black.
 
@@ -51,13 +51,15 @@ def interval_chart(
         axes.tick_params(labelleft=place == 1)
     first.set_yticks(range(len(cases)), list(cases), fontsize=8)
     first.set_ylim(len(cases) - 0.5, -0.5)
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
 def curve_chart(
-    panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path, across: str, title: str = "", logarithmic: bool = True
+    panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path, across: str, lines: Mapping[str, float] | None = None
 ) -> Path:
-    """Draws panels of curves, {panel: {curve: [(x, interval of y)]}}, over a common x axis named `across`.
+    """Draws panels of curves, {panel: {curve: [(x, interval of y)]}}, over a common logarithmic x axis named `across`.
+
+    lines: a level to mark, by panel.
 
     Raises InputError without a point.
     """
@@ -71,18 +73,19 @@ def curve_chart(
             axes.plot([x for x, _ in points], [y.mean for _, y in points], color=colour, linewidth=1, label=label)
             for x, y in points:
                 _whisker(axes, y, x, horizontal=False, colour=colour, marker=marker)
-        if logarithmic:
-            axes.set_xscale("log")
+        if lines is not None and name in lines:
+            axes.axhline(lines[name], color="0.5", linewidth=1, linestyle=":")
+        axes.set_xscale("log")
         axes.set_xlabel(across, fontsize=8, parse_math=False)
         axes.set_title(name, fontsize=9, parse_math=False)
         _plain(axes)
         if place == 1:
             axes.legend(fontsize=7, frameon=False)
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
 def trade_off_chart(
-    curves: Mapping[str, Sequence[tuple[str, Interval, Interval]]], path: Path, across: str, up: str, title: str = ""
+    curves: Mapping[str, Sequence[tuple[str, Interval, Interval]]], path: Path, across: str, up: str
 ) -> Path:
     """Draws each method as a line through its settings, [(setting, interval of x, interval of y)], each named beside its dot.
 
@@ -106,11 +109,11 @@ def trade_off_chart(
     axes.grid(color="0.93")
     _plain(axes)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
 def response_chart(
-    stimuli: np.ndarray, names: Sequence[str], responses: np.ndarray, reconstructions: np.ndarray, path: Path, title: str = ""
+    stimuli: np.ndarray, names: Sequence[str], responses: np.ndarray, reconstructions: np.ndarray, path: Path
 ) -> Path:
     """Draws stimuli [k, H, W] beside their z-scored responses and reconstructions, both [k, units].
 
@@ -134,11 +137,11 @@ def response_chart(
         if row == 0:
             axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.92))
     axes.set_xlabel("unit", fontsize=8)
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
 def scatter_chart(
-    x: np.ndarray, y: np.ndarray, path: Path, across: str, up: str, title: str = "", chance: tuple[float, float] | None = None
+    x: np.ndarray, y: np.ndarray, path: Path, across: str, up: str, chance: tuple[float, float] | None = None
 ) -> Path:
     """Draws one dot per unit, x [n] against y [n]; `chance` marks a level of each. Raises InputError for unequal lengths."""
     if x.shape != y.shape or x.ndim != 1:
@@ -152,7 +155,7 @@ def scatter_chart(
     axes.set_xlabel(across, fontsize=9)
     axes.set_ylabel(up, fontsize=9)
     _plain(axes)
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
 def _whisker(axes: Axes, interval: Interval, at: float, *, horizontal: bool, colour: str, marker: str = "o") -> None:
@@ -175,9 +178,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
-def _save(figure: Figure, path: Path, title: str) -> Path:
-    if title:
-        figure.suptitle(title, fontsize=10, weight="bold", parse_math=False)
+def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=DPI)
     return path

@@ -90,3 +90,32 @@ def test_the_files_hold_it_and_edits_do_not_depend_on_their_neighbours(fitted: C
     assert torch.allclose(original.edit(images, states, edits_at(2.0)), together, atol=1e-5)
     alone = editor.edit(images, states, edits_at(2.0).rows(torch.tensor([2])))
     assert torch.allclose(alone, together[2:3], atol=1e-4)
+
+
+def test_the_fit_learns_whose_latents_a_picture_has() -> None:
+    """Pictures whose brightness one group tells: told it, the loss falls below that of the untold; told another's, it rises."""
+    level = torch.linspace(-0.9, 0.9, 24)
+    images = (level[:, None, None, None] + 0.05 * normal(24, 1, SIZE, SIZE, seed=7)).clamp(-1, 1)
+    mean = normal(24, GROUPS * RANK, seed=8)
+    mean[:, 0] = 2 * level
+    order = torch.arange(24).flip(0)  # stimuli stand in another order than their pictures
+    config = CONFIG.model_copy(update={"memory_copies": 0, "learning_rate": 5e-3})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        unet = UNet(config, SIZE, noise_schedule(10))
+    unet.normalise_to(images)
+    fitted, _ = fit_conditional_denoiser(unet, images, mean[order], torch.full_like(mean, -6.0), order, GROUPS, steps=250, seed=0)
+    noise, t = normal(24, 1, SIZE, SIZE, seed=9), torch.full((24,), 8)
+    alpha = fitted.unet.alphas[8]
+    noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * noise
+    only_first = torch.tensor([[1.0, 0.0, 0.0]]).expand(24, GROUPS)
+
+    def loss(latents: Tensor, given: Tensor) -> float:
+        return float((fitted.of(latents.unflatten(1, (GROUPS, RANK)), given)(noisy, t) - noise).square().mean())
+
+    told, untold = loss(mean, only_first), loss(mean, torch.zeros(24, GROUPS))
+    swapped = loss(mean[order], only_first)
+    assert told < 0.95 * untold
+    assert swapped > 1.05 * untold
+    other = torch.tensor([[0.0, 1.0, 0.0]]).expand(24, GROUPS)
+    assert loss(mean, other) > told

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import argparse
 import importlib.util
+import shlex
 import signal
 from collections.abc import Sequence
 from types import FrameType
@@ -77,6 +78,8 @@ def studies_of(names: Sequence[str]) -> list[Study]:
     for name in names:
         if name.endswith(".py"):
             for study in studies_in(Path(name)):
+                if study.name in found and found[study.name] != study:
+                    raise InputError(f"{name}: there are two ablations of the name {study.name}")
                 if study.name in known:
                     raise InputError(f"{name}: {study.name} is the name of an ablation that comes with migvis")
                 found[study.name] = study
@@ -97,10 +100,11 @@ def studies_in(path: Path) -> list[Study]:
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"ablations.{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[f"ablations.{path.stem}"] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -117,13 +121,16 @@ def studies_in(path: Path) -> list[Study]:
     return found
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """What all studies of this call share. Raises InputError for a bad option or configuration."""
+def settings_of(arguments: argparse.Namespace, given: Sequence[str]) -> Settings:
+    """What all studies of this call share. given: the command line's words.
+
+    Raises InputError for a bad option or configuration.
+    """
     from migvis.errors import InputError
     from tune.ablation.run import Settings
     from tune.study_config import load_study_config
     from tune.study_folder import default_storage, open_storage
-    from tune.tracking import absolute, check_tracking, default_uri
+    from tune.tracking import absolute, check_tracking, default_uri, redact
 
     for option, value, least in (("--seeds", arguments.seeds, 1), ("--seed", arguments.seed, 0)):
         if not least <= value < 2**31:
@@ -139,13 +146,14 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         seed=arguments.seed,
         seeds=arguments.seeds,
         uri=uri,
+        command=redact(shlex.join(["python", "tune/ablate.py", *given])),
         subjects=tuple(arguments.subjects),
         address=arguments.address,
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Runs, plans or lists what the command line asks for; the exit code. Raises InputError."""
+def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    """Runs, plans or lists what the command line asks for, in the words `given`; the exit code. Raises InputError."""
     from migvis.errors import InputError
     from tune.ablation.studies import STUDIES
 
@@ -153,15 +161,23 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(len(study.name) for study in STUDIES)
         print("\n".join(f"{study.name:<{width}}  {study.question}" for study in STUDIES))
         return 0
-    studies, settings = studies_of(arguments.names), settings_of(arguments)
+    studies, settings = studies_of(arguments.names), settings_of(arguments, given)
     if not studies:
         raise InputError("name an ablation, all, or a FILE.py; --list prints the named ones")
-    from tune.ablation.run import describe_plan, describe_total, open_outcome, run_ablation
+    from tune.ablation.run import NotHere, describe_plan, describe_total, open_outcome, run_ablation
     from tune.search_session import command_to_browse
     from tune.tracking import default_uri
 
     # All are checked before the first is run: the last one's mistake shall not be found after hours.
-    outcomes = [open_outcome(study, settings) for study in studies]
+    outcomes = []
+    for study in list(studies):
+        try:
+            outcomes.append(open_outcome(study, settings))
+        except NotHere as reason:
+            if "all" not in arguments.names:
+                raise
+            print(f"{study.name} is left out: {reason}")
+            studies.remove(study)
     if arguments.dry_run:
         print("\n".join(describe_plan(outcome) for outcome in outcomes))
         if len(outcomes) > 1:
@@ -184,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def interrupt(signal_number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    arguments = parser().parse_args(argv)  # --help and mistakes are answered before anything heavy is imported
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args(given)  # --help and mistakes are answered before anything heavy is imported
     signal.signal(signal.SIGTERM, interrupt)
     from migvis.errors import InputError
     from migvis.training import FitError
@@ -192,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         prepare_ray_environment()  # before ray is imported, which reads some of it once
-        return run(arguments)
+        return run(arguments, given)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130

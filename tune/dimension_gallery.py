@@ -9,14 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from migvis.data import Dataset
 from migvis.errors import InputError
-from migvis.figures import GridRow, edit_grid
 from migvis.synthesis import Edits, shift_edits
 from migvis.weights import read_tensors, save_tensors
 from tune.builders import edit_progress
 from tune.editors import editor, latents_of
-from tune.pictures import names_of
 from tune.stage_data import dataset_at
 from tune.stage_graph import StageContext
 
@@ -35,8 +32,15 @@ class DimensionGallery:
 
 
 def pairs_of(group_rank: int) -> list[tuple[int, int]]:
-    """The pairs of dimensions of a group, the first MOST_PAIRS of them; a group of one dimension has that one alone."""
-    return list(combinations(range(1, group_rank + 1), 2))[:MOST_PAIRS] or [(1, 1)]
+    """The pairs of dimensions of a group, of many MOST_PAIRS spread evenly over them; one dimension stands alone."""
+    pairs = list(combinations(range(1, group_rank + 1), 2)) or [(1, 1)]
+    step = (len(pairs) - 1) / max(1, MOST_PAIRS - 1)
+    return pairs if len(pairs) <= MOST_PAIRS else [pairs[round(place * step)] for place in range(MOST_PAIRS)]
+
+
+def read_dimension_gallery(folder: Path) -> DimensionGallery:
+    """What build_dimension_gallery wrote. Raises InputError for a damaged file."""
+    return DimensionGallery(**read_tensors(folder / "dimensions.safetensors"))
 
 
 def build_dimension_gallery(data_path: Path, context: StageContext) -> None:
@@ -47,7 +51,8 @@ def build_dimension_gallery(data_path: Path, context: StageContext) -> None:
         raise InputError(f"group: expected 1…{vae.group_count}, got {group}")
     made = editor(context, dataset, latents)
     config, stored = made.config, read_tensors(context.input("trajectory") / "states.safetensors")
-    source, every = stored["source"][:count], torch.arange(count)
+    source = stored["source"][:count]
+    every = torch.arange(len(source))
     spread = vae.latent_scale.view(vae.group_count, vae.group_rank)
     shifts = sorted({sign * size for size in config.shifts for sign in (-1.0, 1.0)})
     rows = [(pair, shift) for pair in pairs_of(vae.group_rank) for shift in shifts]
@@ -64,13 +69,3 @@ def build_dimension_gallery(data_path: Path, context: StageContext) -> None:
         "source": source,
     }
     save_tensors(context.folder / "dimensions.safetensors", tensors)
-
-
-def dimension_grid(dataset: Dataset, folder: Path, path: Path, title: str) -> Path:
-    """Draws what build_dimension_gallery wrote as a PNG, a row per pair and shift; returns its path."""
-    shown = DimensionGallery(**read_tensors(folder / "dimensions.safetensors"))
-    rows = [GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))]
-    for pair, shift, images in zip(shown.pair.tolist(), shown.shift.tolist(), shown.images, strict=True):
-        named = f"dimensions [{pair[0]}, {pair[1]}]" if pair[0] != pair[1] else f"dimension {pair[0]}"
-        rows.append(GridRow(f"{named}\nΔ = {shift:+g}", images))
-    return edit_grid(rows, path, title)

@@ -48,7 +48,7 @@ def latent_encoder(stages: Stages, subject: str, seed: int) -> Stage:
         },
         partial(rival_fits.build_latent_encoder, encoder_weights=weights, workers=stages.workers_of()),
         inputs=stages.shown(subject, seed),
-        modules=("migvis.latent_encoder",),
+        modules=("tune.fits", "migvis.latent_encoder"),
     )
 
 
@@ -63,7 +63,7 @@ def latent_regression(stages: Stages, subject: str, seed: int) -> Stage:
         stages.encoder_fields(),
         partial(rival_fits.build_latent_regression, encoder_weights=weights),
         inputs={"vae": stages.vae(subject, seed), **({} if embeddings is None else {"embeddings": embeddings})},
-        modules=("migvis.latent_regression",),
+        modules=("tune.fits", "migvis.latent_regression"),
     )
 
 
@@ -76,7 +76,7 @@ def conditional_denoiser(stages: Stages, subject: str, seed: int) -> Stage:
         {"steps": stages.configuration.denoiser.conditional_steps},
         partial(rival_fits.build_conditional, workers=stages.workers_of()),
         inputs={"denoiser": stages.denoiser(), "vae": stages.vae(subject, seed)},
-        modules=("migvis.conditional",),
+        modules=("tune.fits", "migvis.conditional"),
     )
 
 
@@ -90,7 +90,7 @@ def image_decoder(stages: Stages, subject: str, seed: int) -> Stage:
         {"critic": stages.configuration.critic.model_dump(mode="json", include=read)},
         partial(rival_fits.build_image_decoder, workers=stages.workers_of()),
         inputs={"vae": stages.vae(subject, seed)},
-        modules=("migvis.image_decoder",),
+        modules=("tune.fits", "migvis.image_decoder"),
     )
 
 

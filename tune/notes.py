@@ -29,6 +29,17 @@ def cautions(configuration: Configuration, dataset: Dataset) -> list[str]:
     return found
 
 
+def instrument_notes(metrics: Mapping[str, float]) -> list[str]:
+    """Whether what reads the edits is too inaccurate to decide anything, by its accuracy on held-out stimuli."""
+    category, rotation = metrics.get("instrument/category_accuracy", 1.0), metrics.get("instrument/pose_r2", 1.0)
+    if category >= LEAST_CATEGORY_ACCURACY and rotation >= LEAST_ROTATION_R2:
+        return []
+    return [
+        f"the instrument reads the category of {category:.2f} of held-out stimuli and their rotation with R² {rotation:.2f}, "
+        f"below {LEAST_CATEGORY_ACCURACY:g} or {LEAST_ROTATION_R2:g}: selectivity decides nothing here"
+    ]
+
+
 def notes(saturation: Sequence[float], final: Mapping[str, float]) -> list[str]:
     """Notes on pc_saturation of the trials, and on the final metrics of the selected configuration (empty before the end)."""
     found = []
@@ -38,12 +49,7 @@ def notes(saturation: Sequence[float], final: Mapping[str, float]) -> list[str]:
             f"in {saturated} of {len(saturation)} trials the partial correlation was saturated "
             f"(pc_saturation above {SATURATED:g}): pc_weight had nothing to act on there"
         )
-    category, rotation = final.get("instrument/category_accuracy", 1.0), final.get("instrument/pose_r2", 1.0)
-    if category < LEAST_CATEGORY_ACCURACY or rotation < LEAST_ROTATION_R2:
-        found.append(
-            f"the instrument reads the category of {category:.2f} of held-out stimuli and their rotation with R² {rotation:.2f}, "
-            f"below {LEAST_CATEGORY_ACCURACY:g} or {LEAST_ROTATION_R2:g}: selectivity decides nothing here"
-        )
+    found += instrument_notes(final)
     selectivity, move = final.get("selectivity"), own_move(final)
     if selectivity is None or selectivity >= SELECTIVE:
         return found

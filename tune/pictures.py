@@ -11,6 +11,7 @@ from migvis.figures import GridRow, edit_grid, selectivity_matrix
 from migvis.metrics.selectivity import ATTRIBUTES
 from migvis.weights import read_tensors
 from tune.builders import SHOWN_PAIRS
+from tune.dimension_gallery import read_dimension_gallery
 from tune.gallery import read_gallery
 
 GROUP_NAMES = {1: "group 1\n(pose)", 2: "group 2\n(category)"}
@@ -70,6 +71,16 @@ def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, e
         rows.append(GridRow(f"{group_label(group, labelled)}\n{detail}", images))
     names = {f"target_{subject}": (swept, "guided to the target's"), f"shift_{subject}": (shifted, "shifted by Δ sd")}
     return {name: edit_grid(rows, folder / f"{name}.png", f"{title}: each group {how}") for name, (rows, how) in names.items()}
+
+
+def dimension_grid(dataset: Dataset, gallery: Path, path: Path, title: str) -> Path:
+    """Draws what build_dimension_gallery wrote as a PNG, a row per pair and shift; returns its path."""
+    shown = read_dimension_gallery(gallery)
+    rows = [GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))]
+    for pair, shift, images in zip(shown.pair.tolist(), shown.shift.tolist(), shown.images, strict=True):
+        named = f"dimensions [{pair[0]}, {pair[1]}]" if pair[0] != pair[1] else f"dimension {pair[0]}"
+        rows.append(GridRow(f"{named}\nΔ = {shift:+g}", images))
+    return edit_grid(rows, path, title)
 
 
 def names_of(dataset: Dataset, rows: Tensor) -> list[str] | None:

@@ -103,11 +103,20 @@ class Tracker:
     """Runs a Writer's calls in order on one background thread, again and again while the server is away.
 
     capacity: calls that may wait. Beyond it a trial is not queued: the study's database still has it, and
-    `catch_up` queues it later (at the end, and when a study is resumed).
+    `catch_up` queues it later (at the end, and when a study is resumed). again: what sends the rest where not everything
+    arrives.
     """
 
-    def __init__(self, writer: Writer, *, capacity: int = 512, first_wait: float = 0.5, longest_wait: float = 30.0) -> None:
-        self._writer = writer
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        capacity: int = 512,
+        first_wait: float = 0.5,
+        longest_wait: float = 30.0,
+        again: str = "--resume with this study",
+    ) -> None:
+        self._writer, self._again = writer, again
         self._jobs: queue.Queue[tuple[str, Job] | None] = queue.Queue(capacity)
         self._waits = (first_wait, longest_wait)
         self._stop = threading.Event()
@@ -185,7 +194,7 @@ class Tracker:
         if self._thread.is_alive():
             lines.append(
                 f"{self.uri}: not everything has arrived after {timeout:.0f} s ({self._jobs.qsize() or waiting} calls wait);"
-                " --resume with this study sends the rest"
+                f" {self._again} sends the rest"
             )
         return lines
 

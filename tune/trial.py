@@ -26,7 +26,7 @@ EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
 """Seconds of the quick preset's phases on 2 CPU cores."""
 
 
-def _check_encoder(configuration: Configuration) -> None:
+def check_encoder(configuration: Configuration) -> None:
     """Raises InputError where a pretrained encoder cannot be loaded: critics are fitted after the longest fit of all."""
     if configuration.critic.encoder == "dino":
         from migvis.encoders import build_encoder
@@ -51,7 +51,7 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
 
 def prepare(context: StudyContext) -> Prepared:
     """Builds the stages that all trials share: denoiser, pool, instruments, trajectory, embeddings."""
-    _check_encoder(context.config.configuration)
+    check_encoder(context.config.configuration)
     runner = Runner(context, "prepare", "prepare")
     stages = stages_of(context, context.config.configuration, ray_train=True)
     for caution in cautions(context.config.configuration, dataset_at(context.data_path)):

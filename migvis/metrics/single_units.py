@@ -18,7 +18,7 @@ QUANTILE = 0.99
 class SingleUnits:
     """Per unit [N]: R² of pose, a mean over the angles, and category accuracy, both on test stimuli.
 
-    pose_chance, category_chance: the QUANTILE of what units reach on shuffled test labels; a unit above it is selective.
+    pose_chance, category_chance: the QUANTILE of what all units reach when fitted to shuffled labels; one above is selective.
     """
 
     pose: Array
@@ -49,17 +49,17 @@ def single_units(
         raise InputError(
             f"single units: {x.shape} and {held.shape} responses, {labels.shape} and {true_labels.shape} categories disagree"
         )
-    predicted_pose, predicted_category = _pose(x, angles, held), _category(x, labels, held)
+
+    def scores(order: np.ndarray) -> tuple[Array, Array]:
+        named = _category(x, labels[order], held)
+        return _r2(_pose(x, angles[order], held), true_angles), (named == true_labels[:, None]).mean(axis=0)
+
+    pose, category = scores(np.arange(len(x)))
+    # Fitted anew to shuffled labels, as a unit that knows nothing is fitted to true ones.
     random = np.random.default_rng(seed)
-    shuffles = [random.permutation(len(held)) for _ in range(SHUFFLES)]
-    return SingleUnits(
-        pose=_r2(predicted_pose, true_angles),
-        category=(predicted_category == true_labels[:, None]).mean(axis=0),
-        pose_chance=float(np.quantile([_r2(predicted_pose, true_angles[order]) for order in shuffles], QUANTILE)),
-        category_chance=float(
-            np.quantile([(predicted_category == true_labels[order][:, None]).mean(axis=0) for order in shuffles], QUANTILE)
-        ),
-    )
+    shuffled = [scores(random.permutation(len(x))) for _ in range(SHUFFLES)]
+    pose_chance, category_chance = (float(np.quantile(np.stack(part), QUANTILE)) for part in zip(*shuffled, strict=True))
+    return SingleUnits(pose, category, pose_chance, category_chance)
 
 
 def _pose(x: Array, angles: Array, held: Array) -> Array:

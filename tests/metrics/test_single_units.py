@@ -51,6 +51,28 @@ def test_a_silent_unit_tells_nothing() -> None:
     assert silent.category[0] == pytest.approx(0.25, abs=0.05)
 
 
+def test_one_in_a_hundred_of_many_untuned_units_is_called_selective() -> None:
+    """Also among units that are mostly tuned, whose own chance is below that of the others."""
+    random = np.random.default_rng(2)
+    shares = []
+    for _ in range(5):
+        (pose, other_pose), (category, other_category) = (
+            (random.uniform(-90, 90, (600, 3)) for _ in range(2)),
+            (random.integers(0, 4, 600) for _ in range(2)),
+        )
+
+        def responses(angles, labels):
+            tuned = angles[:, :1] / 20 + labels[:, None] + 0.3 * random.normal(size=(600, 60))
+            return np.concatenate([tuned, random.normal(size=(600, 60))], axis=1)
+
+        units = single_units(
+            responses(pose, category), pose, category, responses(other_pose, other_category), other_pose, other_category
+        )
+        shares.append([(units.pose > units.pose_chance)[60:].mean(), (units.category > units.category_chance)[60:].mean()])
+        assert (units.pose > units.pose_chance)[:60].all()
+    assert np.mean(shares, axis=0).max() < 0.03
+
+
 def test_lengths_that_disagree_are_refused() -> None:
     with pytest.raises(InputError, match="disagree"):
         single_units(*TRAINING[:2], TRAINING[2][:-1], *TEST)

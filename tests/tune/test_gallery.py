@@ -16,9 +16,9 @@ from migvis.figures import GridRow, edit_grid
 from migvis.guidance import Information
 from migvis.synthesis import Edits, GuidedEditor, shift_edits, target_edits
 from migvis.weights import load_bank, load_critic_folder, load_denoiser, load_vae_folder, read_tensors
-from tune.dimension_gallery import MOST_PAIRS, dimension_grid, pairs_of
+from tune.dimension_gallery import MOST_PAIRS, pairs_of
 from tune.gallery import SHOWN_STIMULI, read_gallery
-from tune.pictures import gallery_grids
+from tune.pictures import dimension_grid, gallery_grids
 from tune.pipeline import ensure
 from tune.stage_graph import Stage
 from tune.stages import Stages
@@ -175,4 +175,5 @@ def test_a_group_that_does_not_exist_has_no_dimensions(made: Made) -> None:
 @pytest.mark.parametrize(("rank", "pairs"), [(1, [(1, 1)]), (2, [(1, 2)]), (3, [(1, 2), (1, 3), (2, 3)])])
 def test_pairs_of_dimensions(rank: int, pairs: list[tuple[int, int]]) -> None:
     assert pairs_of(rank) == pairs
-    assert len(pairs_of(8)) == MOST_PAIRS
+    assert len(pairs_of(8)) == len(set(pairs_of(8))) == MOST_PAIRS
+    assert {pairs_of(8)[0], pairs_of(8)[-1]} == {(1, 2), (7, 8)}

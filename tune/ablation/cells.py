@@ -16,11 +16,12 @@ from migvis.training import FitError
 from migvis.weights import read_json
 from tune.ablation.outcome import Cell, Outcome, slug
 from tune.context import StudyContext
-from tune.pipeline import Stage, StageUse, topological
+from tune.pipeline import Stage, StageUse
 from tune.progress import Display
 from tune.runner import Runner
 from tune.store import StageStore
 from tune.store_lock import in_use
+from tune.trial import check_encoder
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,6 @@ class Built:
     uses: list[StageUse]
     error: str | None = None
     bad_input: bool = False
-
-
-def stages_needed(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
-    """All stages that the cells read, with what these need, inputs first."""
-    return topological(reading.stage for cell in cells for reading in outcome.readings[cell])
 
 
 def stages_missing(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
@@ -65,13 +61,14 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
     if missing:
         from tune.search_session import connect
 
+        for stages in outcome.stages.values():
+            check_encoder(stages.configuration)
         display.phase("start")
         connect(address)
         display.phase("shared stages")
         shared = Runner(context, "shared", "shared")
-        for stage in missing:
-            if stage.scope == "study":
-                display.say(f"{stage}: {shared(stage).seconds:.0f} s")
+        for stage in _shared(outcome, missing):
+            display.say(f"{stage}: {shared(stage).seconds:.0f} s")
         # Small models are fitted together, all cases and seeds at once where their shapes allow it.
         try:
             shared.together([stage for stage in missing if stage.together is not None])
@@ -85,6 +82,13 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
         _build_cells(outcome, unfinished, display)
 
 
+def _shared(outcome: Outcome, missing: Iterable[Stage]) -> list[Stage]:
+    """The missing stages that all cells share, in the order in which a study builds them: what may be refused comes first."""
+    order = {stage.key: None for stages in outcome.stages.values() for stage in stages.study_stages()}
+    shared = {stage.key: stage for stage in missing if stage.scope == "study"}
+    return [shared[key] for key in order if key in shared] + [stage for key, stage in shared.items() if key not in order]
+
+
 def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> None:
     import ray
 
@@ -95,11 +99,14 @@ def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> N
         cpus, gpus = 0.01, 0.0  # its fits run on workers of their own, which it would keep from starting
     # A worker that dies takes its task with it: it is tried again, and finds what the first attempt had finished.
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=search.retries)(build_cell)
-    waiting = {
-        task.remote(outcome.context, str(cell), [reading.stage for reading in outcome.readings[cell]]): cell for cell in cells
-    }
+    left: list[Cell] = list(reversed(cells))
+    waiting: dict[Any, Cell] = {}
     done = len(outcome.readings) - len(cells)
-    while waiting:
+    while left or waiting:
+        while left and len(waiting) < search.concurrent_trials:
+            cell = left.pop()
+            stages = [reading.stage for reading in outcome.readings[cell]]
+            waiting[task.remote(outcome.context, str(cell), stages)] = cell
         (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
         cell = waiting.pop(ready)
         try:
@@ -128,9 +135,12 @@ def build_cell(context: StudyContext, title: str, stages: list[Stage]) -> Built:
     try:
         with in_use(StageStore(context.stages_root)):  # it may outlive its driver for a while
             runner = Runner(context, title, name)
-            uses = runner.uses
-            for stage in stages:
-                runner(stage)
+            earlier = len(runner.uses)
+            try:
+                for stage in stages:
+                    runner(stage)
+            finally:
+                uses = runner.uses[earlier:]
     except InputError as error:
         return Built(uses, str(error), bad_input=True)
     except FitError as error:
@@ -144,20 +154,18 @@ def build_cell(context: StudyContext, title: str, stages: list[Stage]) -> Built:
 
 
 def _note(outcome: Outcome, uses: Iterable[StageUse]) -> None:
-    """Remembers the uses; what was built for this study stays so, however often it was found again."""
+    """Remembers the uses of what this study needs; what was built for it stays so, however often it was found again."""
     for use in uses:
         known = outcome.uses.get((use.kind, use.key))
-        if known is None or (known.reused and not use.reused):
+        if (use.kind, use.key) in outcome.needed and (known is None or (known.reused and not use.reused)):
             outcome.uses[use.kind, use.key] = use
 
 
 def account(outcome: Outcome) -> None:
     """Completes `outcome.uses`: by what earlier sessions of this study built, then by what the store had before it."""
-    needed = {(stage.kind, stage.key): stage for stage in stages_needed(outcome, outcome.readings)}
     for path in sorted((outcome.context.folder / "uses").glob("*.json")):
-        uses = [StageUse(**use) for use in read_json(path)["uses"]]
-        _note(outcome, [use for use in uses if (use.kind, use.key) in needed])
-    for name, stage in needed.items():
+        _note(outcome, [StageUse(**use) for use in read_json(path)["uses"]])
+    for name, stage in outcome.needed.items():
         manifest = None if name in outcome.uses else outcome.store.peek(*name)
         if manifest is not None:
             outcome.uses[name] = StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused=True)

@@ -12,10 +12,9 @@ from migvis.charts import curve_chart, interval_chart, response_chart, trade_off
 from migvis.figures import GridRow, edit_grid
 from migvis.statistics import Interval
 from migvis.weights import load_vae_folder, read_tensors
-from tune.ablation.outcome import Cell, Outcome, slug
-from tune.ablation.study import SPLIT
-from tune.dimension_gallery import dimension_grid
-from tune.pictures import gallery_grids, names_of, reading_captions
+from tune.ablation.outcome import Outcome, slug
+from tune.ablation.study import LEAST_REALISM, SPLIT
+from tune.pictures import dimension_grid, gallery_grids, names_of, reading_captions
 
 SHOWN = 6
 """Stimuli in an aligned gallery."""
@@ -49,15 +48,14 @@ def _scaled(interval: Interval | None, factor: float) -> Interval | None:
 def aligned_edits(outcome: Outcome, folder: Path) -> Pictures:
     """The same test pairs edited by every case, one grid per group; captions say what the instrument reads."""
     found: Pictures = {}
-    seed = outcome.seeds[0]
     for subject in outcome.subjects:
         for group, name in ((1, "pose"), (2, "category")):
             rows: list[GridRow] = []
             for one in outcome.cases:
-                cell = Cell(one.name, subject, seed)
-                synthesis, evaluation = outcome.path(cell, "synthesis"), outcome.path(cell, "evaluation")
-                if synthesis is None or evaluation is None:
+                cell = outcome.first(one.name, subject, "synthesis", "evaluation")
+                if cell is None:
                     continue
+                synthesis, evaluation = outcome.folder(cell, "synthesis"), outcome.folder(cell, "evaluation")
                 edits = read_tensors(synthesis / "edits.safetensors")
                 readings = read_tensors(evaluation / "readings.safetensors")
                 rows = rows or _pair_rows(outcome, edits)
@@ -66,7 +64,7 @@ def aligned_edits(outcome: Outcome, folder: Path) -> Pictures:
                 rows.append(GridRow(_wrapped(one.name), edits["images"][chosen], captions))
             if rows:
                 title = f"{subject}, group {group} ({name} where it is supervised): the same stimuli, edited by each case"
-                caption = f"{subject}, group {group}, seed {seed}: what the instrument reads, and the edit's selectivity score"
+                caption = f"{subject}, group {group}, one seed: what the instrument reads, and the edit's selectivity score"
                 found[caption] = edit_grid(rows, folder / f"edits_{subject}_group{group}.png", title)
     return found
 
@@ -94,9 +92,10 @@ def galleries(outcome: Outcome, folder: Path) -> Pictures:
     for one in outcome.cases:
         step = outcome.stages[one.name].configuration.synthesis.edit_step
         for subject in outcome.subjects:
-            path = outcome.path(Cell(one.name, subject, outcome.seeds[0]), "gallery")
-            if path is not None:
-                grids = gallery_grids(outcome.dataset, path, folder / slug(one.name), subject, step)
+            cell = outcome.first(one.name, subject, "gallery")
+            if cell is not None:
+                gallery = outcome.folder(cell, "gallery")
+                grids = gallery_grids(outcome.dataset, gallery, folder / slug(one.name), subject, step)
                 found |= {f"{one.name}: {name.replace('_', ', ')}": picture for name, picture in grids.items()}
     return found
 
@@ -106,12 +105,12 @@ def dimension_pairs(outcome: Outcome, folder: Path) -> Pictures:
     found: Pictures = {}
     for one in outcome.cases:
         for subject in outcome.subjects:
-            cell = Cell(one.name, subject, outcome.seeds[0])
-            path = outcome.path(cell, "dimension_gallery")
-            if path is not None:
-                caption = f"{subject}, {one.name}: Δ in sd of the posterior means on both dimensions of a pair"
-                title = f"{subject}: pairs of dimensions within the group"
-                found[caption] = dimension_grid(outcome.dataset, path, folder / f"dimensions_{slug(str(cell))}.png", title)
+            cell = outcome.first(one.name, subject, "dimension_gallery")
+            if cell is not None:
+                group = next(r.stage.config["group"] for r in outcome.readings[cell] if r.stage.kind == "dimension_gallery")
+                caption = f"{subject}, {one.name}, group {group}: Δ in sd of the posterior means on both dimensions of a pair"
+                title, path = f"{subject}: pairs of dimensions within group {group}", folder / f"dimensions_{slug(str(cell))}.png"
+                found[caption] = dimension_grid(outcome.dataset, outcome.folder(cell, "dimension_gallery"), path, title)
     return found
 
 
@@ -143,8 +142,12 @@ def dose(outcome: Outcome, folder: Path) -> Pictures:
                 if interval is not None:
                     panels.setdefault(column.label, {}).setdefault(f"t′ = {step:g} T", []).append((scale, interval))
         if panels:
-            caption = f"{subject}: the dose of an edit, with Student's 95 % intervals over seeds"
-            found[caption] = curve_chart(panels, folder / f"dose_{subject}.png", "guidance scale γ")
+            caption = (
+                f"{subject}: the dose of an edit, with Student's 95 % intervals over seeds; dotted: realism {LEAST_REALISM:g}"
+            )
+            found[caption] = curve_chart(
+                panels, folder / f"dose_{subject}.png", "guidance scale γ", lines={"realism": LEAST_REALISM}
+            )
     return found
 
 
@@ -159,10 +162,10 @@ def reconstructions(outcome: Outcome, folder: Path) -> Pictures:
         rows = rows[[int((first == category).nonzero()[0, 0]) for category in range(int(first.max()) + 1)]]
     rows = rows[:SHOWN_RESPONSES]
     for subject in outcome.subjects:
-        path = outcome.path(Cell(outcome.cases[0].name, subject, outcome.seeds[0]), "vae")
-        if path is None:
+        cell = outcome.first(outcome.cases[0].name, subject, "vae")
+        if cell is None:
             continue
-        vae = load_vae_folder(path)
+        vae = load_vae_folder(outcome.folder(cell, "vae"))
         responses = torch.tensor(dataset.subjects[subject].response[rows])
         mean, _ = vae.encode(responses)
         names = names_of(dataset, torch.tensor(rows)) or [f"stimulus {row}" for row in rows]

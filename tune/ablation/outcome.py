@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +15,11 @@ from migvis.weights import read_json, read_tensors
 from tune.ablation.algebra import Case
 from tune.ablation.study import Reading, Study
 from tune.context import StudyContext
-from tune.pipeline import StageUse
+from tune.pipeline import StageUse, topological
 from tune.stage_data import dataset_at
+from tune.stage_graph import Stage
 from tune.stages import Stages
-from tune.store import StageStore
+from tune.store import StageName, StageStore
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,14 @@ class Outcome:
     readings: dict[Cell, list[Reading]]
     same: Sequence[str] = ()
     metrics: dict[Cell, dict[str, float]] = field(default_factory=dict)
-    uses: dict[tuple[str, str], StageUse] = field(default_factory=dict)
+    uses: dict[StageName, StageUse] = field(default_factory=dict)
     failed: dict[Cell, str] = field(default_factory=dict)
+
+    @cached_property
+    def needed(self) -> dict[StageName, Stage]:
+        """All stages that are read, with what these need, inputs first, by (kind, key)."""
+        stages = topological(reading.stage for readings in self.readings.values() for reading in readings)
+        return {(stage.kind, stage.key): stage for stage in stages}
 
     @cached_property
     def store(self) -> StageStore:
@@ -68,10 +76,21 @@ class Outcome:
                         return self.store.path(stage.kind, stage.key)
         return None
 
+    def folder(self, cell: Cell, kind: str) -> Path:
+        """`path` of a stage that is known to be there."""
+        found = self.path(cell, kind)
+        assert found is not None
+        return found
+
+    def first(self, case: str, subject: str, *kinds: str) -> Cell | None:
+        """The cell of the first seed that has stages of all these kinds; none where no seed has."""
+        cells = (Cell(case, subject, seed) for seed in self.seeds)
+        return next((cell for cell in cells if all(self.path(cell, kind) is not None for kind in kinds)), None)
+
     def seeds_of(self, case: str, subject: str, metric: str) -> dict[int, float]:
         """The values of a metric by seed, those that there are."""
         found = {seed: self.metrics.get(Cell(case, subject, seed), {}).get(metric) for seed in self.seeds}
-        return {seed: value for seed, value in found.items() if value is not None and value == value}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def interval(self, case: str, subject: str, metric: str) -> Interval | None:
         """Mean, sd and Student's interval of a metric over seeds; none where it was not measured."""
@@ -106,12 +125,14 @@ class Outcome:
 
 
 def read_metrics(readings: Sequence[Reading], store: StageStore) -> dict[str, float]:
-    """The metrics of a cell's finished stages."""
+    """The metrics of a cell's finished stages, those that are finite."""
     found: dict[str, float] = {}
     for reading in readings:
         path = store.path(reading.stage.kind, reading.stage.key) / "metrics.json"
         if path.is_file():
-            found |= {f"{reading.prefix}{name}": float(value) for name, value in read_json(path).items() if value is not None}
+            values = {name: float(value) for name, value in read_json(path).items() if value is not None}
+            # Of blank edits a distance is infinite: that is no value to take a mean of.
+            found |= {f"{reading.prefix}{name}": value for name, value in values.items() if math.isfinite(value)}
     return found
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,16 +13,15 @@ from typing import Any
 import torch
 
 from migvis.errors import InputError
-from migvis.weights import read_json
 from tune.ablation.algebra import check_distinct, configured
-from tune.ablation.cells import account, build_all, stages_needed
-from tune.ablation.outcome import Cell, Outcome, read_metrics, slug
+from tune.ablation.cells import account, build_all
+from tune.ablation.outcome import Cell, Outcome, read_metrics
 from tune.ablation.report import write_report
-from tune.ablation.study import Reading, Study
+from tune.ablation.study import Study
 from tune.ablation.tables import differences, values
+from tune.ablation.tracking import start_tracking, track_cells
 from tune.context import DataSummary, StudyContext
 from tune.pages.table import Table
-from tune.pictures import scored_pictures
 from tune.pipeline import plan, topological
 from tune.progress import Display, duration
 from tune.space import check_batch
@@ -35,23 +33,25 @@ from tune.study_config import StudyConfig
 from tune.study_data import open_data
 from tune.study_folder import locked, write_json
 from tune.summary import git_revision, machine
-from tune.tracking import Tracker, artifacts_folder
-from tune.tracking_writer import Writer
-from tune.trial_result import TrialResult
 
 FOLDER = "ablations"
 """Where, in a storage folder, ablations are."""
 
 
+class NotHere(InputError):
+    """The data set has not what a study asks for."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What all studies of one call share. subjects: none given, each study's own choice."""
+    """What all studies of one call share. command: that call; subjects: none given, each study's own choice."""
 
     storage: Path
     config: StudyConfig
     seed: int
     seeds: int
     uri: str
+    command: str
     subjects: tuple[str, ...] = ()
     address: str | None = None
 
@@ -71,7 +71,9 @@ def open_outcome(study: Study, settings: Settings) -> Outcome:
     if study.subjects is not None and not settings.subjects:
         subjects = tuple(everyone[place] for place in study.subjects if place < len(everyone))
         if not subjects:
-            raise InputError(f"{study.name}: {data.path} has only {', '.join(everyone)}; --subjects chooses another one")
+            raise NotHere(f"{study.name}: {data.path} has only {', '.join(everyone)}; --subjects chooses another one")
+    if len(subjects) < study.least_subjects:
+        raise NotHere(f"{study.name}: {study.least_subjects} subjects are needed, got {', '.join(subjects)}")
     context = StudyContext(
         storage=settings.storage,
         study=study.name,
@@ -113,7 +115,7 @@ def _stages(context: StudyContext, config: StudyConfig, data: DataSummary) -> St
 def describe_plan(outcome: Outcome) -> str:
     """The text of `--dry-run`: the study's runs, the stages by kind that exist and that are missing, and their seconds."""
     study, store = outcome.study, outcome.store
-    rows = plan(stages_needed(outcome, outcome.readings), store, EXPECTED_SECONDS)
+    rows = plan(outcome.needed.values(), store, EXPECTED_SECONDS)
     lines = [f"{study.name}: {study.question}"]
     for one in outcome.cases:
         changes = ", ".join(f"{key} {value}" for key, value in one.changes.items())
@@ -134,14 +136,14 @@ def describe_plan(outcome: Outcome) -> str:
 
 def describe_total(outcomes: Sequence[Outcome]) -> str:
     """A line on several studies together, which share stages."""
-    stages = topological(stage for outcome in outcomes for stage in stages_needed(outcome, outcome.readings))
+    stages = topological(stage for outcome in outcomes for stage in outcome.needed.values())
     rows = plan(stages, outcomes[0].store, EXPECTED_SECONDS)
     runs = sum(len(outcome.readings) for outcome in outcomes)
     left = sum(row.seconds for row in rows if not row.exists)
     alone = sum(
         row.seconds
         for outcome in outcomes
-        for row in plan(stages_needed(outcome, outcome.readings), outcome.store, EXPECTED_SECONDS)
+        for row in plan(outcome.needed.values(), outcome.store, EXPECTED_SECONDS)
         if not row.exists
     )
     return f"together: {runs} runs of {len(outcomes)} studies, {duration(left)} to come; {duration(alone)} if they shared nothing"
@@ -163,7 +165,7 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
         stack.enter_context(in_use(StageStore(context.stages_root)))
         display = stack.enter_context(Display(context.folder / "progress", _expected(outcome), unit="runs"))
         display.say(f"ablation {study.name}: {study.question}")
-        tracker = _tracker(outcome, settings)
+        tracker = start_tracking(outcome, settings.uri)
         try:
             build_all(outcome, display, settings.address)
             account(outcome)
@@ -173,17 +175,16 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
                     outcome.metrics[cell] = read_metrics(readings, outcome.store)
             tables, figures = show(outcome)
             seconds = time.monotonic() - begin
-            report = write_report(outcome, tables, figures, seconds)
+            report = write_report(outcome, tables, figures, seconds, settings.command)
             write_json(context.folder / "summary.json", _summary(outcome, seconds))
-            for cell in outcome.metrics:
-                tracker.submit(str(cell), _cell_job(outcome, cell))
-            files = {"report": report, **{f"tables/{path.stem}": path for path in sorted((context.folder / "tables").iterdir())}}
+            track_cells(outcome, tracker)
+            files = {"report": report, "tables": context.folder / "tables"}
             tracker.study_ended("FINISHED", images={path.stem: path for path in figures.values()}, artifacts=files)
         except BaseException:
             tracker.study_ended("KILLED")
             raise
         finally:
-            for problem in tracker.close():
+            for problem in tracker.close(60.0 + 2.0 * len(outcome.metrics)):
                 display.say(f"WARNING: {problem}")
     return outcome, report
 
@@ -191,6 +192,8 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
 def show(outcome: Outcome) -> tuple[list[Table], dict[str, Path]]:
     """The tables, written as CSV too, and the figures by caption."""
     study, folder = outcome.study, outcome.context.folder
+    for earlier in ("tables", "figures"):
+        shutil.rmtree(folder / earlier, ignore_errors=True)
     found = [table for subject in outcome.subjects for table in (values(outcome, subject), differences(outcome, subject))]
     tables = [table for table in found if table is not None]
     tables += [table for make in study.tables for table in make(outcome)]
@@ -204,7 +207,7 @@ def show(outcome: Outcome) -> tuple[list[Table], dict[str, Path]]:
 
 def _expected(outcome: Outcome) -> dict[str, float]:
     """Seconds of the shared stages and of a run, for the time left before any was built."""
-    rows = plan(stages_needed(outcome, outcome.readings), outcome.store, EXPECTED_SECONDS)
+    rows = plan(outcome.needed.values(), outcome.store, EXPECTED_SECONDS)
     scopes = {scope: sum(row.seconds for row in rows if not row.exists and row.scope == scope) for scope in ("study", "trial")}
     return {"prepare": scopes["study"], "trial": scopes["trial"] / max(1, len(outcome.readings))}
 
@@ -224,64 +227,3 @@ def _summary(outcome: Outcome, seconds: float) -> dict[str, Any]:
         "failed": {str(cell): reason for cell, reason in outcome.failed.items()},
         "runs": [{**asdict(cell), "metrics": values} for cell, values in outcome.metrics.items()],
     }
-
-
-def _tracker(outcome: Outcome, settings: Settings) -> Tracker:
-    """A tracker of this study; a study of the same name with another configuration is another run."""
-    context, path = outcome.context, outcome.context.folder / "mlflow_runs.json"
-    params = context.config.identity()["configuration"]
-    identity = json.dumps([context.study, params, context.data_digest, context.seed, settings.uri], sort_keys=True)
-    study_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    stored = read_json(path) if path.exists() else {}
-    known: dict[str, Any] = stored.get(study_id, {})
-
-    def remember(key: str, value: Any) -> None:
-        known[key] = value
-        write_json(path, {**stored, study_id: known})
-
-    tags = {
-        "migvis.data_digest": context.data_digest,
-        "migvis.seed": str(context.seed),
-        "migvis.preset": context.config.preset,
-        "migvis.question": outcome.study.question,
-        "mlflow.source.git.commit": git_revision(),
-        "mlflow.source.name": "tune/ablate.py",
-    }
-    writer = Writer(
-        settings.uri,
-        artifacts_folder(settings.uri, context.storage),
-        f"ablate-{context.study}",
-        study_id=study_id,
-        seed=context.seed,
-        tags=tags,
-        params=params,
-        recall=known.get,
-        remember=remember,
-    )
-    tracker = Tracker(writer)
-    tracker.start()
-    return tracker
-
-
-def _cell_job(outcome: Outcome, cell: Cell) -> Any:
-    """Writes a cell to MLflow as a run of its own, its case's name first, so that runs of a case stand together."""
-    changes = next(one.changes for one in outcome.cases if one.name == cell.case)
-    uses = [outcome.uses[reading.stage.kind, reading.stage.key] for reading in outcome.readings[cell] if _used(outcome, reading)]
-    result = TrialResult(outcome.metrics[cell], stages=[asdict(use) for use in uses], images=_pictures(outcome, cell))
-    tags = {"case": cell.case, "subject": cell.subject, "seed": str(cell.seed)}
-    key = hashlib.sha256(json.dumps([*tags.values(), dict(changes)], sort_keys=True).encode()).hexdigest()[:16]
-    name = f"{cell.case} · {cell.subject} · seed {cell.seed}"
-    return lambda writer: writer.case_ended(key, name, changes, tags, result)
-
-
-def _used(outcome: Outcome, reading: Reading) -> bool:
-    return (reading.stage.kind, reading.stage.key) in outcome.uses
-
-
-def _pictures(outcome: Outcome, cell: Cell) -> dict[str, Path]:
-    """The edits of a cell, to compare across runs; of the first seed only, since a picture takes longer than its numbers."""
-    synthesis, evaluation = outcome.path(cell, "synthesis"), outcome.path(cell, "evaluation")
-    if cell.seed != outcome.seeds[0] or synthesis is None or evaluation is None:
-        return {}
-    folder = outcome.context.folder / "runs" / slug(str(cell))
-    return scored_pictures(outcome.dataset, synthesis, evaluation, folder, cell.subject, f"{outcome.study.name}: {cell}")

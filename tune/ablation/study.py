@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tune.ablation.outcome import Outcome
     from tune.pages.table import Table
 
+LEAST_REALISM = 0.7
+"""Realism at which methods and doses are compared: below it most of what is scored is no object."""
 SPLIT = "test"
 """Where ablations are read: their cases are fixed beforehand, nothing is chosen by these images."""
 
@@ -39,22 +41,21 @@ MoreTables = Callable[["Outcome"], "list[Table]"]
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as a table shows it: times `factor`, with `digits` decimals; `more_is_better` none: neither."""
+    """A metric as a table shows it: times `factor`, with `digits` decimals."""
 
     metric: str
     label: str
     factor: float = 1.0
     digits: int = 3
-    more_is_better: bool | None = True
 
 
 @dataclass(frozen=True)
 class Study:
     """A named ablation. `base` is the case that all others are compared with, paired by seed; none: no comparison.
 
-    published: the papers' figures by (subject, case, metric), in the column's units. remark: where data or definitions
-    differ from the papers'. subjects: places in the data set's list of them, from 0, as far as they exist; none: those of the
-    configuration.
+    published: the papers' figures by (subject, case, metric), in the column's units. remark: where definitions differ from
+    the papers', and what the figures do not show. subjects: places in the data set's list of them, from 0, as far as they
+    exist, and at least `least_subjects`; none: those of the configuration.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Study:
     columns: tuple[Column, ...]
     base: str | None = "full"
     subjects: tuple[int, ...] | None = None
+    least_subjects: int = 1
     published: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     remark: str = ""
     figures: tuple[Figure, ...] = ()

@@ -11,11 +11,8 @@ from migvis.metrics.similarity import group_similarity, matched
 from migvis.statistics import Interval, t_interval
 from migvis.weights import load_vae_folder
 from tune.ablation.outcome import Cell, Outcome
-from tune.ablation.study import SPLIT, Column
+from tune.ablation.study import LEAST_REALISM, SPLIT, Column
 from tune.pages.table import NOTHING, Table
-
-LEAST_REALISM = 0.7
-"""Realism at which methods are compared: a method that does not reach it has no edit to show there."""
 
 
 def values(outcome: Outcome, subject: str) -> Table:
@@ -84,49 +81,87 @@ def _difference(interval: Interval | None, column: Column) -> str:
     return mean if interval.count == 1 else f"{mean} [{low}, {high}]"
 
 
-def at_equal_realism(outcome: Outcome) -> list[Table]:
+def at_its_best_scale(outcome: Outcome) -> list[Table]:
     """Each method at the scale that validation pairs choose: the most selective one whose realism there is high enough.
 
-    The choice is by means over seeds on validation pairs, what is shown was measured on test pairs.
+    The choice is by means over seeds on validation pairs, what is shown was measured on test pairs. Without realism (of
+    recordings) it does not count.
     """
-    return [_at_equal_realism(outcome, subject) for subject in outcome.subjects]
+    return [_at_its_best_scale(outcome, subject) for subject in outcome.subjects]
 
 
-def _at_equal_realism(outcome: Outcome, subject: str) -> Table:
+def _at_its_best_scale(outcome: Outcome, subject: str) -> Table:
     methods: dict[str, list[str]] = {}
     for one in outcome.cases:
         methods.setdefault(one.name.rpartition(", ")[0], []).append(one.name)
+    measured = any(outcome.interval(one.name, subject, "validation/realism") for one in outcome.cases)
     chosen: dict[str, str | None] = {}
     for method, names in methods.items():
-        good = [name for name in names if _validation(outcome, name, subject, "realism") >= LEAST_REALISM]
+        good = [name for name in names if not measured or _validation(outcome, name, subject, "realism") >= LEAST_REALISM]
         chosen[method] = max(good, key=lambda name: _validation(outcome, name, subject, "selectivity"), default=None)
-    first = chosen[next(iter(methods))]
-    rows, clear = [], set()
+    ours = next(iter(methods))
+    first = chosen[ours]
+    rows, clear, found = [], set(), []
     for index, (method, name) in enumerate(chosen.items()):
         if name is None:
-            best = max(methods[method], key=lambda one: _validation(outcome, one, subject, "realism"))
-            rows.append([method, f"none; at most {_validation(outcome, best, subject, 'realism'):.2f}", *[NOTHING] * 5])
+            best = max(_validation(outcome, one, subject, "realism") for one in methods[method])
+            rows.append([method, f"none; realism at most {best:.2f}", *[NOTHING] * 6])
+            found.append(f"{subject}, {method}: no scale reaches a realism of {LEAST_REALISM:g} on validation pairs.")
             continue
         row = [method, name.rpartition(", ")[2]]
-        for metric in ("realism", "selectivity", "move_pose_group1", "move_category_group2"):
+        for metric in ("realism", "training_distance", "selectivity", "move_pose_group1", "move_category_group2"):
             row.append(mean_sd(outcome.interval(name, subject, metric), Column(metric, "")))
         against = None if first is None or name == first else outcome.difference(name, first, subject, "selectivity")
         row.append(_difference(against, Column("selectivity", "")))
         if against is not None and against.clear_of_zero:
             clear.add((index, len(row) - 1))
+            found.append(f"{subject}, {method} at {row[1]}: selectivity {row[-1]} to that of {ours} at its own scale.")
         rows.append(row)
-    header = ["method", "scale", "realism", "selectivity", "group 1 moves pose", "group 2 moves category"]
-    header.append(f"selectivity, to {next(iter(methods))}")
+    header = ["method", "scale", "realism", "distance to training pictures", "selectivity"]
+    header += ["group 1 moves pose", "group 2 moves category", f"selectivity, to {ours}"]
+    which = f"of those with a mean realism of at least {LEAST_REALISM:g} on validation pairs the" if measured else "the"
     note = (
-        f"Scale: of those with a mean realism of at least {LEAST_REALISM:g} on validation pairs the one with the highest "
-        "selectivity there; the figures are of test pairs. Last column: paired by seed, Student's 95 % interval."
+        f"Scale: {which} one with the highest selectivity on validation pairs; the figures are of test pairs. Last column: "
+        "paired by seed, Student's 95 % interval. Distance: median over edits to the nearest training picture."
     )
-    return Table(f"{subject}: at equal realism", f"equal_realism_{subject}", header, rows, note, frozenset(clear))
+    title = f"{subject}: each method at its best scale" + (f" with a realism of at least {LEAST_REALISM:g}" if measured else "")
+    return Table(title, f"best_scale_{subject}", header, rows, note, frozenset(clear), tuple(found))
+
+
+def region_of_realism(outcome: Outcome) -> list[Table]:
+    """Of a dose study: for each edit step the guidance scales whose edits are real enough, and the best of them."""
+    tables = []
+    for subject in outcome.subjects:
+        steps: dict[float, list[tuple[float, str]]] = {}
+        for one in outcome.cases:
+            step, scale = (one.changes[f"synthesis.{name}"] for name in ("edit_step", "guidance_scale"))
+            steps.setdefault(step, []).append((scale, one.name))
+        rows = []
+        for step, doses in steps.items():
+            real = [(scale, name) for scale, name in doses if _mean(outcome, name, subject, "realism") >= LEAST_REALISM]
+            best = max(real, key=lambda dose: _mean(outcome, dose[1], subject, "selectivity"), default=None)
+            row = [f"{step:g} T", ", ".join(f"{scale:g}" for scale, _ in real) or "none"]
+            if best is not None:
+                row += [f"{best[0]:g}", mean_sd(outcome.interval(best[1], subject, "selectivity"), Column("selectivity", ""))]
+            rows.append(row + [NOTHING] * (4 - len(row)))
+        header = [
+            "edit step t′",
+            f"γ with realism of at least {LEAST_REALISM:g}",
+            "most selective of them",
+            "its selectivity",
+        ]
+        note = "Means over seeds on test pairs, which also say which is the most selective: that figure is optimistic."
+        tables.append(Table(f"{subject}: where edits are objects", f"realism_{subject}", header, rows, note))
+    return tables
+
+
+def _mean(outcome: Outcome, case: str, subject: str, metric: str) -> float:
+    interval = outcome.interval(case, subject, metric)
+    return -np.inf if interval is None else interval.mean
 
 
 def _validation(outcome: Outcome, case: str, subject: str, metric: str) -> float:
-    interval = outcome.interval(case, subject, f"validation/{metric}")
-    return -np.inf if interval is None else interval.mean
+    return _mean(outcome, case, subject, f"validation/{metric}")
 
 
 @torch.no_grad()

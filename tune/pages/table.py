@@ -13,7 +13,8 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; `file` names its CSV. emphasis: (row, column) of what is bold."""
+    """A table of texts; `file` names its CSV. emphasis: (row, column) of what is bold.
+    findings: what it says, in sentences."""
 
     title: str
     file: str
@@ -21,6 +22,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     emphasis: frozenset[tuple[int, int]] = frozenset()
+    findings: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> Path:
         """Writes the CSV; returns its path."""

@@ -1,4 +1,4 @@
-"""What an ablation reads off fitted models beyond the stages' own metrics: single units, and one subject's edits by another."""
+"""One subject's edits read by the critic of another: do the groups of two subjects encode the same?"""
 
 from __future__ import annotations
 
@@ -8,69 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from migvis.charts import scatter_chart
-from migvis.errors import InputError
 from migvis.figures import selectivity_matrix
 from migvis.guidance import mutual_information
-from migvis.metrics.single_units import SingleUnits, single_units
 from migvis.statistics import Interval, t_interval
 from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_tensors
 from tune.ablation.figures import Pictures
 from tune.ablation.outcome import Cell, Outcome
-from tune.ablation.study import SPLIT, Column
+from tune.ablation.study import Column
 from tune.ablation.tables import mean_sd
 from tune.pages.table import NOTHING, Table
-
-
-def units_of(outcome: Outcome, subject: str) -> SingleUnits:
-    """Single-unit decoding of a subject's responses. Raises InputError where the data set lacks pose or category labels."""
-    dataset = outcome.dataset
-    stimuli, response = dataset.stimuli, dataset.subjects[subject].response
-    if stimuli.category_id is None or stimuli.pose is None:
-        raise InputError(f"{dataset.path}: single units are decoded for pose and category, and these labels are not both there")
-    posed = np.ones(len(response), dtype=bool) if stimuli.variation is None else stimuli.variation > 0
-    train, test = (dataset.split[name][posed[dataset.split[name]]] for name in ("train", SPLIT))
-    return single_units(
-        *(response[train], stimuli.pose[train, :3], stimuli.category_id[train]),
-        *(response[test], stimuli.pose[test, :3], stimuli.category_id[test]),
-    )
-
-
-def unit_pictures(outcome: Outcome, folder: Path) -> Pictures:
-    """Pose against category of every unit: those beyond both lines have mixed selectivity."""
-    found: Pictures = {}
-    for subject in outcome.subjects:
-        units = units_of(outcome, subject)
-        caption = f"{subject}: what each of {len(units.pose)} units tells by itself; dotted: the 99 % quantile of shuffled labels"
-        found[caption] = scatter_chart(
-            *(units.category, units.pose, folder / f"units_{subject}.png", "category accuracy", "pose R²"),
-            chance=(units.category_chance, units.pose_chance),
-        )
-    return found
-
-
-def unit_tables(outcome: Outcome) -> list[Table]:
-    """How many units are selective for what, and the best of them."""
-    rows = []
-    for subject in outcome.subjects:
-        units = units_of(outcome, subject)
-        counts = [str(count) for count in units.counts.values()]
-        rows.append([subject, *counts, f"{units.pose.max():.3f}", f"{units.category.max():.3f}", f"{units.category_chance:.3f}"])
-    header = [
-        "subject",
-        "both",
-        "pose only",
-        "category only",
-        "neither",
-        "best pose R²",
-        "best category accuracy",
-        "chance of it",
-    ]
-    note = (
-        f"Linear decoding from one unit at a time, fitted on training and scored on {SPLIT} stimuli with varied pose; selective: "
-        "above the 99 % quantile of all units on shuffled labels."
-    )
-    return [Table("units by what they tell", "units", header, rows, note)]
 
 
 @torch.no_grad()
@@ -130,7 +76,9 @@ def transfer_tables(outcome: Outcome) -> list[Table]:
             rows.append([f"{editor}, group {g}", f"{reader}'s critic", *texts])
     note = (
         "Nats that an edit adds to what it tells about the target's latents in each of the reader's groups, mean ± sd over "
-        "seeds. Edits are guided by their own subject's critic, so that subject's rows flatter them; the other subject's do not."
+        "seeds. Edits are guided by their own subject's critic, so its readings flatter them. The other subject's critic has not "
+        "guided them, but it was fitted on the same pictures, near which edits end: a gain in every column is no transfer, a "
+        "gain in the column of the edited group is."
     )
     return [Table("edits of one subject read by the critic of another", "transfer", header, rows or [[NOTHING] * 2], note)]
 

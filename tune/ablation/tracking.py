@@ -1,0 +1,84 @@
+"""An ablation in MLflow: a parent run per study, a run per case, subject and seed under it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from migvis.weights import read_json
+from tune.ablation.outcome import Cell, Outcome, slug
+from tune.pictures import scored_pictures
+from tune.study_folder import write_json
+from tune.summary import git_revision
+from tune.tracking import Tracker, artifacts_folder
+from tune.tracking_writer import Writer
+from tune.trial_result import TrialResult
+
+
+def start_tracking(outcome: Outcome, uri: str) -> Tracker:
+    """A tracker of this study; a study of the same name with another configuration is another run."""
+    context, path = outcome.context, outcome.context.folder / "mlflow_runs.json"
+    params = context.config.identity()["configuration"]
+    identity = json.dumps([context.study, params, context.data_digest, context.seed, uri], sort_keys=True)
+    study_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    stored = read_json(path) if path.exists() else {}
+    known: dict[str, Any] = stored.get(study_id, {})
+
+    def remember(key: str, value: Any) -> None:
+        known[key] = value
+        write_json(path, {**stored, study_id: known})
+
+    tags = {
+        "migvis.data_digest": context.data_digest,
+        "migvis.seed": str(context.seed),
+        "migvis.preset": context.config.preset,
+        "migvis.question": outcome.study.question,
+        "mlflow.source.git.commit": git_revision(),
+        "mlflow.source.name": "tune/ablate.py",
+    }
+    writer = Writer(
+        uri,
+        artifacts_folder(uri, context.storage),
+        f"ablate-{context.study}",
+        study_id=study_id,
+        seed=context.seed,
+        tags=tags,
+        params=params,
+        recall=known.get,
+        remember=remember,
+    )
+    tracker = Tracker(writer, again="the same command")
+    tracker.start()
+    return tracker
+
+
+def track_cells(outcome: Outcome, tracker: Tracker) -> None:
+    """Queues the runs of all cells; waits while too many calls wait already."""
+    for cell in outcome.metrics:
+        while not tracker.submit(str(cell), _cell_job(outcome, cell)):
+            time.sleep(0.5)
+
+
+def _cell_job(outcome: Outcome, cell: Cell) -> Any:
+    """Writes a cell to MLflow as a run of its own, its case's name first, so that runs of a case stand together."""
+    changes = next(one.changes for one in outcome.cases if one.name == cell.case)
+    used = [outcome.uses.get((reading.stage.kind, reading.stage.key)) for reading in outcome.readings[cell]]
+    stages = [asdict(use) for use in used if use is not None]
+    result = TrialResult(outcome.metrics[cell], stages=stages, images=_pictures(outcome, cell))
+    tags = {"case": cell.case, "subject": cell.subject, "seed": str(cell.seed)}
+    key = hashlib.sha256(json.dumps([*tags.values(), dict(changes)], sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{cell.case} · {cell.subject} · seed {cell.seed}"
+    return lambda writer: writer.case_ended(key, name, changes, tags, result)
+
+
+def _pictures(outcome: Outcome, cell: Cell) -> dict[str, Path]:
+    """The edits of a cell, to compare across runs; of the first seed only, since a picture takes longer than its numbers."""
+    synthesis, evaluation = outcome.path(cell, "synthesis"), outcome.path(cell, "evaluation")
+    if cell.seed != outcome.seeds[0] or synthesis is None or evaluation is None:
+        return {}
+    folder = outcome.context.folder / "runs" / slug(str(cell))
+    return scored_pictures(outcome.dataset, synthesis, evaluation, folder, cell.subject, f"{outcome.study.name}: {cell}")
