@@ -13,22 +13,16 @@ from itertools import islice
 from statistics import median
 
 import optuna
-from scipy.stats import binom
 
 from benchmarks._frame import Options, Result, Row
 from benchmarks._material import factorial
+from benchmarks._searches import SEEDS, first_at, median_bounds, reach, search
 from tune.factorial import FactorialTable
 from tune.reuse_sampler import LEVELS
-from tune.samplers import sampler_by_number
-from tune.selection import OBJECTIVES
-from tune.simulator import Ended, distributions, simulate
-from tune.study_config import SamplerName
+from tune.simulator import Ended, simulate
 
-SEEDS = 20
 TRIALS = (50, 12, 25, 100)
 """Trials of TPE, whose end is to be reached: the benchmark's own figure first, the others beside it."""
-STARTUP = 10
-"""Random trials before TPE learns, as in Optuna's own default."""
 LONGEST = 10.0
 """A search that is not there after so many times the seconds of TPE's whole study is ended, and counts as if it were."""
 
@@ -62,37 +56,19 @@ class Searched:
         return [base / own for base, own in zip(self.tpe, self.other[name], strict=True)]
 
 
-def lower_bound(values: Sequence[float]) -> float:
-    """Lower end of the two-sided 95 % interval of the median, by order statistics: no distribution is assumed."""
-    rank = int(binom.ppf(0.025, len(values), 0.5))
-    return sorted(values)[max(rank - 1, 0)]
-
-
 def searches(table: FactorialTable, seed: int) -> dict[str, Callable[[], Iterator[Ended]]]:
     """A search by each sampler, by name."""
-
-    def by_name(name: SamplerName) -> Iterator[Ended]:
-        make = sampler_by_number(name, distributions(table), OBJECTIVES, seed=seed, startup_trials=STARTUP)
-        return simulate(table, make)
 
     def gridded(sampler: GriddedSampler) -> Iterator[Ended]:
         return simulate(table, lambda number: sampler)
 
     return {
-        "reuse": lambda: by_name("reuse"),
-        "tpe": lambda: by_name("tpe"),
-        "nsga2": lambda: by_name("nsga2"),
+        "reuse": lambda: search(table, "reuse", seed),
+        "tpe": lambda: search(table, "tpe", seed),
+        "nsga2": lambda: search(table, "nsga2", seed),
         "gridded random": lambda: gridded(GriddedSampler(LEVELS, seed)),
-        "random": lambda: by_name("random"),
+        "random": lambda: search(table, "random", seed),
     }
-
-
-def reach(search: Iterator[Ended], goal: float, longest: float) -> float:
-    """Seconds until the search has the hypervolume `goal`, at most `longest`."""
-    for trial in search:
-        if trial.hypervolume >= goal - 1e-12 or trial.seconds > longest:
-            return min(trial.seconds, longest)
-    raise AssertionError("a search does not end")
 
 
 def compare(table: FactorialTable, trials: int, seeds: int) -> Searched:
@@ -103,9 +79,9 @@ def compare(table: FactorialTable, trials: int, seeds: int) -> Searched:
         ways = searches(table, seed)
         history = list(islice(ways.pop("tpe")(), trials))
         goal = history[-1].hypervolume
-        tpe.append(next(trial.seconds for trial in history if trial.hypervolume >= goal - 1e-12))
-        for name, search in ways.items():
-            other.setdefault(name, []).append(reach(search(), goal, LONGEST * history[-1].seconds))
+        tpe.append(first_at(history, goal))
+        for name, way in ways.items():
+            other.setdefault(name, []).append(reach(way(), goal, LONGEST * history[-1].seconds))
     return Searched(tpe, other)
 
 
@@ -123,5 +99,5 @@ def run(options: Options) -> Result:
             label = f"{name}, to TPE's end of {12 if options.small else trials} trials"
             rows.append(Row(label, median(searched.other[name]), median(searched.tpe)))
             figures[f"median ratio, {label}"] = median(searched.ratios(name))
-            figures[f"its lower 95 % bound, {label}"] = lower_bound(searched.ratios(name))
+            figures[f"its lower 95 % bound, {label}"] = median_bounds(searched.ratios(name))[0]
     return Result(rows, figures, ratio=figures[f"median ratio, {rows[0].name}"])

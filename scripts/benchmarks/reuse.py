@@ -1,0 +1,161 @@
+"""What it saves to build each stage once: 32 configurations run for real, and 100 trials of the paper preset on paper.
+
+First the recorded random sequence (sequence.json) by the quick preset, against the sum of its distinct stages' seconds, against
+no reuse, and against a reuse of the denoiser and the study's other stages alone; a quarter of an hour. Then our sampler with the
+stage store, against TPE where every trial builds its own VAE, critic and edits: searches over factorial.json, whose outcomes are
+those of the quick preset, at the costs of the paper preset, extrapolated from a few steps on this machine (see _paper.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks._frame import Options, Result, Row
+from benchmarks._material import configuration, factorial
+from benchmarks._paper import configuration as paper_configuration
+from benchmarks._paper import priced, study_seconds
+from benchmarks._paper_steps import measure
+from benchmarks._searches import SEEDS, at_equal_hypervolume, charged, median_bounds, search
+from benchmarks._sequence import Played, play, recorded
+from migvis.config import Configuration
+from tune.factorial import FactorialTable
+from tune.study_config import STUDY_PRESETS, StudyConfig
+
+TRIALS = 100
+SMALL_TRIALS, SMALL_SEEDS, SMALL_SEQUENCE, SMALL_BATCH, SMALL_PAIRS = 12, 2, 3, 16, 4
+RIVALS = {
+    "keeping the study's stages": lambda kind: False,
+    "keeping these and edits": lambda kind: kind in ("synthesis", "evaluation"),
+    "keeping all stages": lambda kind: True,
+}
+"""What TPE may keep for later trials beside the study's stages: kinds of a trial's own. The second pays for no edit twice that it
+proposes twice, as it often does on a grid."""
+DENOISER_ALONE = "keeping the denoiser alone"
+WITH_STUDY = "keeping the study's stages, which both pay for"
+
+
+def run(options: Options) -> Result:
+    """Rows: the sequence against its three baselines, then the searches: medians over seeds, whose ratios are figures."""
+    played = sequence(options)
+    table, study, steps = paper(options)
+    torch.set_num_threads(1)
+    trials, seeds = (SMALL_TRIALS, SMALL_SEEDS) if options.small else (TRIALS, SEEDS)
+    on_paper = OnPaper.compared(table, study, trials, seeds)
+    label = f"paper scale (extrapolated from {min(steps.values())} to {max(steps.values())} steps here), {trials} trials, TPE"
+    figures = {**figures_of(played), **on_paper.figures(label), **{f"measured_steps_{name}": n for name, n in steps.items()}}
+    return Result([*rows_of(played), *on_paper.rows(label)], figures)
+
+
+def sequence(options: Options) -> Played:
+    """The recorded sequence, run; small: its first configurations on a tiny data set."""
+    chosen, config = recorded(), STUDY_PRESETS["quick"]
+    if options.small:
+        chosen = [{**params, "infonce_batch": SMALL_BATCH} for params in chosen[:SMALL_SEQUENCE]]
+        config = _small(config)
+    with tempfile.TemporaryDirectory() as folder:
+        return play(config, chosen, Path(folder))
+
+
+def _small(config: StudyConfig) -> StudyConfig:
+    small = configuration(True)
+    sections = {name: getattr(small, name) for name in Configuration.model_fields}
+    sections["denoiser"] = small.denoiser.model_copy(update={"training_steps": 2})
+    sections["synthesis"] = small.synthesis.model_copy(update={"trial_pairs": SMALL_PAIRS, "final_pairs": SMALL_PAIRS})
+    return config.model_copy(update=sections)
+
+
+def rows_of(played: Played) -> list[Row]:
+    """The sequence against the sum of its distinct stages, which nothing beats, and against less reuse."""
+    name = f"reuse: one recorded random sequence of {len(played.configurations)} configurations (quick)"
+    return [
+        Row(name, played.seconds, played.each_once()),
+        Row("the same, against no reuse at all", played.seconds, played.without_reuse()),
+        Row("the same, against reusing the study's stages alone", played.seconds, played.with_study_reuse()),
+    ]
+
+
+def figures_of(played: Played) -> dict[str, float]:
+    """How much of the sequence is the denoiser, what lies between stages, and how many distinct stages there are."""
+    kinds = sorted({kind for kind, _ in played.distinct()})
+    return {
+        "denoiser_share": played.of_kind("denoiser") / played.seconds,
+        "seconds_between_stages": played.seconds - played.each_once(),
+        **{f"distinct_{kind}": played.count(kind) for kind in kinds},
+        **{f"seconds_{kind}": played.of_kind(kind) for kind in kinds},
+    }
+
+
+def paper(options: Options) -> tuple[FactorialTable, Mapping[str, float], Mapping[str, int]]:
+    """The table at the costs of the paper preset, seconds of the study's stages, and from how many steps both are known."""
+    config, table = paper_configuration(options.small), factorial()
+
+    def say(what: str) -> None:
+        print(f"measuring the paper preset: {what}", file=sys.stderr, flush=True)
+
+    measured = measure(table, config, say)
+    return priced(table, measured, config), study_seconds(measured, config), measured.steps
+
+
+@dataclass(frozen=True)
+class OnPaper:
+    """Seconds (ours, TPE's) at equal hypervolume, by what TPE keeps and by seed; and what all fits of a stage's kind cost."""
+
+    pairs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def compared(cls, table: FactorialTable, study: Mapping[str, float], trials: int, seeds: int) -> OnPaper:
+        """Our sampler with the stage store against TPE with less."""
+        found = cls({}, {**study, **_typical(table)})
+        for seed in range(seeds):
+            ours = list(islice(search(table, "reuse", seed), trials))
+            rival = list(islice(search(table, "tpe", seed), trials))
+            for name, kept in RIVALS.items():
+                found.pairs.setdefault(name, []).append(at_equal_hypervolume(ours, charged(rival, table, kept)))
+            alone = charged(rival, _with_study_stages(table, study), lambda kind: False)
+            found.pairs.setdefault(DENOISER_ALONE, []).append(at_equal_hypervolume(ours, alone))
+            before, (mine, others) = sum(study.values()), found.pairs[next(iter(RIVALS))][-1]
+            found.pairs.setdefault(WITH_STUDY, []).append((before + mine, before + others))
+            print(f"searched {seed + 1} of {seeds} seeds", file=sys.stderr, flush=True)
+        return found
+
+    def rows(self, label: str) -> list[Row]:
+        """Medians over the seeds."""
+        return [
+            Row(f"{label} {name}", *(median(of_seeds) for of_seeds in zip(*pairs, strict=True)))
+            for name, pairs in self.pairs.items()
+        ]
+
+    def figures(self, label: str) -> dict[str, float]:
+        """The median ratio of each row with its 95 % bounds, and seconds of the stages."""
+        result = {}
+        for name, pairs in self.pairs.items():
+            ratios = [rival / ours for ours, rival in pairs]
+            low, high = median_bounds(ratios)
+            result |= {f"median ratio, {label} {name}": median(ratios)}
+            result |= {f"its lower 95 % bound, {label} {name}": low, f"its upper 95 % bound, {label} {name}": high}
+        return result | {f"extrapolated_seconds_{kind}": seconds for kind, seconds in self.costs.items()}
+
+
+def _with_study_stages(table: FactorialTable, study: Mapping[str, float]) -> FactorialTable:
+    """The table where edits cost what the study's stages but the denoiser do, too: nobody keeps them."""
+    more = sum(seconds for kind, seconds in study.items() if kind != "denoiser")
+    seconds = {stage: cost + more * (stage[0] == "synthesis") for stage, cost in table.seconds.items()}
+    return FactorialTable(table.grid, table.start, table.rows, seconds)
+
+
+def _typical(table: FactorialTable) -> dict[str, float]:
+    """The median seconds of the stages of each kind that trials build."""
+    by_kind: dict[str, list[float]] = {}
+    for (kind, _), seconds in table.seconds.items():
+        if seconds > 0:
+            by_kind.setdefault(kind, []).append(seconds)
+    return {kind: median(costs) for kind, costs in by_kind.items()}
