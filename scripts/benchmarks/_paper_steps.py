@@ -17,12 +17,13 @@ from migvis.data import Dataset
 from migvis.data.synthetic.renderer import render
 from migvis.diffusion import clip_clean, denoiser_step, noise_schedule
 from migvis.encoders import DINO, DINO_WIDTH
+from migvis.guidance import Information
 from migvis.metrics.novelty import training_distance
 from migvis.metrics.render_fit import build_bank, fit_renders
 from migvis.metrics.representation import representation_metrics
 from migvis.pretrained import PretrainedEncoder
 from migvis.randomness import normal
-from migvis.synthesis import Editor, make_bank
+from migvis.synthesis import GuidedEditor, make_bank
 from migvis.training import fit
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE, standard
@@ -192,7 +193,7 @@ def _networks(config: Configuration, pictures: Tensor) -> tuple[float, float, fl
     rows = torch.arange(config.synthesis.bank_size)
     latents = normal(0, "benchmark latents", 0, rows, (vae.group_count * vae.group_rank,))
     bank = make_bank(latents, rows, rows, len(rows), seed=0)
-    editor = Editor(unet, unet.alphas, critic.requires_grad_(False), bank, config.synthesis, 1.0, None)
+    editor = GuidedEditor(unet, unet.alphas, config.synthesis, Information(critic.requires_grad_(False), bank), 1.0)
     pairs = torch.arange(min(amount.pairs, count))
     edits, _ = trial_edits(latents, vae.group_rank, pairs, pairs + 1, config.synthesis.guidance_scale)
     steps = amount.steps / config.denoiser.diffusion_steps
