@@ -176,7 +176,7 @@ def test_rivals_pay_for_what_they_do_not_keep(benchmarks, table: FactorialTable)
     priced, study = paper.priced(table, units(benchmarks), config), paper.study_seconds(units(benchmarks), config)
     compared = reuse.OnPaper.compared(priced, study, trials=12, seeds=2)
     rows = {row.name: row for row in compared.rows("here")}
-    assert len(rows) == len(reuse.RIVALS) + 2
+    assert len(rows) == len(reuse.RIVALS) + len(reuse.EARLIER) + 2
     by_rival = [compared.pairs[name] for name in reuse.RIVALS]
     for alone, free, all_kept, denoiser, both in zip(
         *by_rival, compared.pairs[reuse.DENOISER_ALONE], compared.pairs[reuse.WITH_STUDY], strict=True
@@ -184,6 +184,8 @@ def test_rivals_pay_for_what_they_do_not_keep(benchmarks, table: FactorialTable)
         assert denoiser[1] > alone[1] >= free[1] >= all_kept[1] > 0
         assert alone[0] == free[0] == all_kept[0] == denoiser[0]
         assert [value - sum(study.values()) for value in both] == pytest.approx(alone)
+    # Twelve trials are over before either of the earlier ends.
+    assert all(compared.pairs[name] == by_rival[0] for name in reuse.EARLIER.values())
     figures = compared.figures("here")
     assert figures["extrapolated_seconds_denoiser"] == study["denoiser"]
     for name, row in rows.items():
