@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 DPI = 120
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+PANELS = 4
+"""Panels in a row of an interval chart."""
 
 Point = tuple[float, Interval]
 
@@ -30,7 +33,7 @@ def interval_chart(
 ) -> Path:
     """Draws, for each metric of `panels`, the mean and the interval of every case (top to bottom), `base` in black.
 
-    The first panel names the cases; a mean without an interval is a dot alone, a case that was not measured is left out.
+    The first panel of a row names the cases; a mean without an interval is a dot alone, a case that was not measured is left out.
     Raises InputError without a case or a panel, or for a panel with another number of values.
     """
     if not cases or not panels:
@@ -38,17 +41,19 @@ def interval_chart(
     for name, intervals in panels.items():
         if len(intervals) != len(cases):
             raise InputError(f"interval chart: {name} has {len(intervals)} values for {len(cases)} cases")
-    figure = _figure(2.2 + 2.1 * len(panels), 0.8 + 0.3 * len(cases))
+    across = min(PANELS, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = _figure(2.2 + 2.1 * across, (0.6 + 0.28 * len(cases)) * down + 0.2)
     first: Any = None
-    for place, (name, intervals) in enumerate(panels.items(), start=1):
-        axes = first = figure.add_subplot(1, len(panels), place, sharey=first)
+    for place, (name, intervals) in enumerate(panels.items()):
+        axes = first = figure.add_subplot(down, across, place + 1, sharey=first)
         for row, interval in enumerate(intervals):
             if interval is not None:
                 _whisker(axes, interval, row, horizontal=True, colour="black" if cases[row] == base else COLOURS[0])
         axes.set_title(name, fontsize=9, parse_math=False)
         _plain(axes)
         axes.grid(axis="x", color="0.9")
-        axes.tick_params(labelleft=place == 1)
+        axes.tick_params(labelleft=place % across == 0)
     first.set_yticks(range(len(cases)), list(cases), fontsize=8)
     first.set_ylim(len(cases) - 0.5, -0.5)
     return _save(figure, path)

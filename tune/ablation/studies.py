@@ -223,7 +223,7 @@ STUDIES = (
         "Which part of the method matters?",
         COMPONENTS,
         edits,
-        (GROUP_MIG, GROUP_MIG_SHUFFLED, *EDITS),
+        (GROUP_MIG, *EDITS),
         remark="Without supervision groups 1 and 2 mean neither pose nor category, so selectivity is lost by definition. What "
         "guides, and how, is compared in figure5: its scale has other units there.",
         figures=(figures.intervals, figures.aligned_edits),
