@@ -25,6 +25,8 @@ from tune.trial_result import TrialResult
 
 EXPERIMENT = "migvis"
 _METRICS_PER_CALL, _TEXTS_PER_CALL = 900, 100
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""The page that MLflow opens for it: runs and their charts."""
 
 
 def import_mlflow() -> Any:
@@ -85,7 +87,7 @@ class Writer:
     uri: the tracking server or database. artifacts: where a database's artifacts are kept (None: the server
     decides). study, study_id: its name, and what tells it from another of that name. seed: of the first fit of a
     trial. tags: of the parent run and of every trial; they may change from session to session. params: of the study's
-    configuration, flat ("vae.pc_weight"), which may not. recall, remember: run ids kept with the study, by key.
+    configuration, flat ("vae.pc_weight"), which may not. experiment: in which all runs are. recall, remember: run ids kept with the study, by key.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class Writer:
         params: Mapping[str, Any],
         recall: Callable[[str], Any],
         remember: Callable[[str, Any], None],
+        experiment: str = EXPERIMENT,
     ) -> None:
         self.uri, self._artifacts, self.study = uri, artifacts, study
-        self._study_id, self._seed = study_id, seed
+        self._study_id, self._seed, self._experiment = study_id, seed, experiment
         self._tags, self._params, self._recall, self._remember = dict(tags), dict(params), recall, remember
         self._client: Any = None
         self._experiment_id = ""
@@ -116,10 +119,12 @@ class Writer:
                 create_database(Path(self.uri.removeprefix("sqlite:///").partition("?")[0]), artifacts)
             mlflow = import_mlflow()
             client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            experiment = client.get_experiment_by_name(EXPERIMENT)
+            experiment = client.get_experiment_by_name(self._experiment)
             location = None if artifacts is None else artifacts.as_uri()
             self._experiment_id = (
-                experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, artifact_location=location)
+                experiment.experiment_id
+                if experiment
+                else client.create_experiment(self._experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
             )
             self._client = client
         return self._client
@@ -194,14 +199,16 @@ class Writer:
         self._log_tags(run_id, {**tags, **stages})
         self.client.set_terminated(run_id, status="FINISHED")
 
-    def case_ended(self, key: str, name: str, changes: Mapping[str, Any], tags: Mapping[str, str], result: TrialResult) -> None:
-        """Writes one run of an ablation, known by `key` and called `name`; it differs from the study by `changes`.
+    def case_ended(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], result: TrialResult) -> None:
+        """Writes one run of an ablation, known by `key` and called `name`; one that exists is written over.
 
-        tags: its case, subject and seed. A run that exists is written over.
+        It stands beside the study's run, not under it, where MLflow's charts would not show it before it is unfolded.
+        params: those in which the runs differ. tags: its case, subject and seed.
         """
-        own = {"mlflow.parentRunId": self.parent_run(), "migvis.cell": key}
+        self.parent_run()
+        own = {"migvis.study_id": self._study_id, "migvis.cell": key}
         described = {"migvis.kind": "case", **{f"migvis.{tag}": value for tag, value in tags.items()}}
-        run_id = self._run(f"mlflow_cell:{key}", name, own, {**self._params, **changes, **tags}, described)
+        run_id = self._run(f"mlflow_cell:{key}", name, own, dict(params), described)
         self._log_result(run_id, result, {}, {})
 
     def study_files(self, images: Mapping[str, Path], artifacts: Mapping[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""An ablation in MLflow: a parent run per study, a run per case, subject and seed under it."""
+"""An ablation in MLflow: an experiment of its own, with a run per case, subject and seed, and one that holds the report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from migvis.weights import read_json
+from tune.ablation.algebra import Case, configured
 from tune.ablation.outcome import Cell, Outcome, slug
 from tune.pictures import scored_pictures
 from tune.study_folder import write_json
 from tune.summary import git_revision
 from tune.tracking import Tracker, artifacts_folder
-from tune.tracking_writer import Writer
+from tune.tracking_writer import EXPERIMENT, Writer
 from tune.trial_result import TrialResult
 
 
@@ -43,13 +44,14 @@ def start_tracking(outcome: Outcome, uri: str) -> Tracker:
     writer = Writer(
         uri,
         artifacts_folder(uri, context.storage),
-        f"ablate-{context.study}",
+        f"report of {context.study}",
         study_id=study_id,
         seed=context.seed,
         tags=tags,
         params=params,
         recall=known.get,
         remember=remember,
+        experiment=f"{EXPERIMENT} {context.study}",
     )
     tracker = Tracker(writer, again="the same command")
     tracker.start()
@@ -65,14 +67,17 @@ def track_cells(outcome: Outcome, tracker: Tracker) -> None:
 
 def _cell_job(outcome: Outcome, cell: Cell) -> Any:
     """Writes a cell to MLflow as a run of its own, its case's name first, so that runs of a case stand together."""
-    changes = next(one.changes for one in outcome.cases if one.name == cell.case)
+    changes = {one.name: one.changes for one in outcome.cases}
+    varied = sorted({field for of_case in changes.values() for field in of_case})
+    sections = configured(outcome.context.config, Case(cell.case, changes[cell.case])).model_dump(mode="json")
+    params = {field: sections[field.partition(".")[0]][field.partition(".")[2]] for field in varied}
     used = [outcome.uses.get((reading.stage.kind, reading.stage.key)) for reading in outcome.readings[cell]]
     stages = [asdict(use) for use in used if use is not None]
     result = TrialResult(outcome.metrics[cell], stages=stages, images=_pictures(outcome, cell))
     tags = {"case": cell.case, "subject": cell.subject, "seed": str(cell.seed)}
-    key = hashlib.sha256(json.dumps([*tags.values(), dict(changes)], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([*tags.values(), params], sort_keys=True).encode()).hexdigest()[:16]
     name = f"{cell.case} · {cell.subject} · seed {cell.seed}"
-    return lambda writer: writer.case_ended(key, name, changes, tags, result)
+    return lambda writer: writer.case_ended(key, name, {**params, **tags}, tags, result)
 
 
 def _pictures(outcome: Outcome, cell: Cell) -> dict[str, Path]:

@@ -58,16 +58,16 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    experiment = client.get_experiment_by_name("migvis").experiment_id
+    experiment = client.get_experiment_by_name("migvis mine").experiment_id
     (parent,) = client.search_runs([experiment], "tags.`migvis.kind` = 'study'")
     cells = client.search_runs([experiment], "tags.`migvis.kind` = 'case'")
-    assert parent.info.run_name == "ablate-mine"
+    assert parent.info.run_name == "report of mine"
     assert {run.info.run_name for run in cells} == {
         f"{case} · M1 · seed {seed}" for case in ("full", "without KL") for seed in (0, 1)
     }
     without = next(run for run in cells if run.info.run_name == "without KL · M1 · seed 1")
-    assert without.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert float(without.data.params["vae.kl_weight"]) == 0.0
+    assert without.data.params == {"vae.kl_weight": "0.0", "case": "without KL", "subject": "M1", "seed": "1"}
+    assert float(next(run for run in cells if run.info.run_name.startswith("full")).data.params["vae.kl_weight"]) > 0
     assert without.data.metrics["neural_r2"] == pytest.approx(first["runs"][3]["metrics"]["neural_r2"])
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"report", "tables", "images"}
 
