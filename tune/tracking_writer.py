@@ -87,7 +87,8 @@ class Writer:
     uri: the tracking server or database. artifacts: where a database's artifacts are kept (None: the server
     decides). study, study_id: its name, and what tells it from another of that name. seed: of the first fit of a
     trial. tags: of the parent run and of every trial; they may change from session to session. params: of the study's
-    configuration, flat ("vae.pc_weight"), which may not. experiment: in which all runs are. recall, remember: run ids kept with the study, by key.
+    configuration, flat ("vae.pc_weight"), which may not. recall, remember: run ids kept with the study, by key. experiment: in
+    which all runs are.
     """
 
     def __init__(

@@ -59,8 +59,11 @@ def start_tracking(outcome: Outcome, uri: str) -> Tracker:
 
 
 def track_cells(outcome: Outcome, tracker: Tracker) -> None:
-    """Queues the runs of all cells; waits while too many calls wait already."""
-    for cell in outcome.metrics:
+    """Queues the runs of all cells; waits while too many calls wait already.
+
+    The first seed's come last: MLflow shows the newest runs, and these have the pictures.
+    """
+    for cell in reversed(outcome.metrics):
         while not tracker.submit(str(cell), _cell_job(outcome, cell)):
             time.sleep(0.5)
 
@@ -73,7 +76,11 @@ def _cell_job(outcome: Outcome, cell: Cell) -> Any:
     params = {field: sections[field.partition(".")[0]][field.partition(".")[2]] for field in varied}
     used = [outcome.uses.get((reading.stage.kind, reading.stage.key)) for reading in outcome.readings[cell]]
     stages = [asdict(use) for use in used if use is not None]
-    result = TrialResult(outcome.metrics[cell], stages=stages, images=_pictures(outcome, cell))
+    columns = {column.metric for column in outcome.study.columns}
+    # MLflow's page begins with the metrics of a section: those of the study's table, before all others.
+    measured = outcome.metrics[cell].items()
+    metrics = {f"table/{name}" if name in columns else name.replace("/", "."): value for name, value in measured}
+    result = TrialResult(metrics, stages=stages, images=_pictures(outcome, cell))
     tags = {"case": cell.case, "subject": cell.subject, "seed": str(cell.seed)}
     key = hashlib.sha256(json.dumps([*tags.values(), params], sort_keys=True).encode()).hexdigest()[:16]
     name = f"{cell.case} · {cell.subject} · seed {cell.seed}"

@@ -68,7 +68,7 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
     without = next(run for run in cells if run.info.run_name == "without KL · M1 · seed 1")
     assert without.data.params == {"vae.kl_weight": "0.0", "case": "without KL", "subject": "M1", "seed": "1"}
     assert float(next(run for run in cells if run.info.run_name.startswith("full")).data.params["vae.kl_weight"]) > 0
-    assert without.data.metrics["neural_r2"] == pytest.approx(first["runs"][3]["metrics"]["neural_r2"])
+    assert without.data.metrics["table/neural_r2"] == pytest.approx(first["runs"][3]["metrics"]["neural_r2"])
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"report", "tables", "images"}
 
     # Again: nothing is built, nothing is tracked twice, the figures are the same.
