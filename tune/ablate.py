@@ -12,10 +12,10 @@ if __name__ == "__main__":
 import argparse
 import importlib.util
 import shlex
-import signal
 from collections.abc import Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from tune.command_line import Parser, interrupted_by_termination
 
 if TYPE_CHECKING:
     from tune.ablation.run import Settings
@@ -36,16 +36,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """A mistake is one line, as all bad input is."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = _Parser(
+    result = Parser(
         prog="python tune/ablate.py",
         description="Runs named ablations over several seeds, with intervals, and writes a report of each.",
         epilog=_EPILOG,
@@ -197,12 +190,9 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
 
-    def interrupt(signal_number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     given = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(given)  # --help and mistakes are answered before anything heavy is imported
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupted_by_termination()
     from migvis.errors import InputError
     from migvis.training import FitError
     from tune.ray_session import prepare_ray_environment

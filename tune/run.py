@@ -10,10 +10,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import signal
 from collections.abc import Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from tune.command_line import Parser, interrupted_by_termination
 
 if TYPE_CHECKING:
     from tune.context import Hooks
@@ -30,16 +30,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """A mistake is one line, as all bad input is."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = _Parser(
+    result = Parser(
         prog="python tune/run.py",
         description="Searches MIG-Vis' hyperparameters, selects a configuration, re-synthesizes with it and exports it.",
         epilog=_EPILOG,
@@ -93,12 +86,9 @@ def default_hooks() -> Hooks:
 def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
     """Runs the command line and returns its exit code. hooks: the science, for tests (default: the package's own)."""
 
-    def interrupt(signal_number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     arguments = sys.argv[1:] if argv is None else argv
     parser().parse_args(arguments)  # --help and mistakes are answered before anything heavy is imported
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupted_by_termination()
     try:
         from migvis.errors import InputError
         from tune.ray_session import prepare_ray_environment

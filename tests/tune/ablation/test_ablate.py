@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tune.ablate import main
 
+ROOT = Path(__file__).parents[3]
 TABLES = ("values_M1", "differences_M1")
 
 
@@ -109,6 +113,30 @@ def test_every_method_and_figure_is_run_whole_and_resumed(local_ray, storage, ti
     assert "built in" in capsys.readouterr().out
     assert {name: summary(storage, name)["runs"] for name in names} == before
     assert {path.name for kind in ("vae", "critic", "denoiser") for path in (storage / "stages" / kind).iterdir()} == kept
+
+
+@pytest.mark.slow
+def test_an_interrupted_ablation_goes_on_and_ends_like_an_undisturbed_one(storage, tiny, own_study, tmp_path) -> None:
+    def command(where: Path) -> list[str]:
+        words = ["--storage", str(where), "--config", str(tiny), "--seeds", "2", str(own_study)]
+        return [sys.executable, str(ROOT / "tune" / "ablate.py"), *words]
+
+    process = subprocess.Popen(command(storage), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "built in" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; the same command goes on"
+    assert not (storage / "ablations" / "mine" / "summary.json").exists()
+    vaes = {path.name for path in (storage / "stages" / "vae").iterdir()}
+    undisturbed = tmp_path / "undisturbed"
+    for where in (storage, undisturbed):
+        subprocess.run(command(where), check=True, capture_output=True, timeout=600)
+    assert {path.name for path in (storage / "stages" / "vae").iterdir()} == vaes, "VAEs were fitted before it was interrupted"
+    assert summary(storage, "mine")["runs"] == summary(undisturbed, "mine")["runs"]
 
 
 def test_a_fit_that_diverges_is_told_and_the_rest_is_reported(local_ray, storage, tiny, tmp_path, capsys) -> None:
