@@ -45,8 +45,9 @@ from migvis.critic import Critic
 from migvis.encoders import build_encoder
 from migvis.errors import InputError
 from migvis.guidance import Information, LatentBank
+from migvis.keeping import KeepingOthers
 from migvis.model_card import model_card
-from migvis.synthesis import CHUNK, Editor, GuidedEditor, shift_edits, target_edits
+from migvis.synthesis import CHUNK, GuidedEditor, shift_edits, target_edits
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE
 
@@ -143,7 +144,7 @@ class Bundle:
     configuration: Configuration
     image_size: int
     vaes: Mapping[str, NeuralVAE]
-    editors: Mapping[str, Editor]
+    editors: Mapping[str, GuidedEditor]
     banks: Mapping[str, LatentBank]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -181,7 +182,8 @@ class Bundle:
         Either target [n, D_g], latents of that group to go to; or shift, added to the stimuli's own latents [n, D] (as
         `encode` gives them) in sd of each dimension's posterior means over training images: a number or [D_g], restricted
         to `dimensions` (1…D_g) of the group. guidance_scale (γ ≥ 0) and edit_step (t′ as a fraction of T, in (0, 0.95])
-        default to the configuration's. `latents` beside `target` only keep the stimuli's own out of the denominator.
+        default to the configuration's. `latents` beside `target` keep the stimuli's own out of the denominator; a
+        configuration that keeps what the other groups say (keep_weight) needs them.
         Deterministic. Raises InputError for anything else, in one line that names the argument and the value.
         """
         name = self._subject(subject)
@@ -200,6 +202,12 @@ class Bundle:
         if (target is None) == (shift is None):
             raise InputError(f"edit: expected either target or shift, got {'neither' if target is None else 'both'}")
         own = None if latents is None else array_argument("latents", latents, (n, vae.latent_count))
+        keep_weight = self.configuration.synthesis.keep_weight
+        if keep_weight and own is None:
+            raise InputError(
+                "latents: these edits keep what the other groups say of the stimuli (synthesis.keep_weight), which takes their "
+                "own latents [n, D]; give those that encode returns"
+            )
         columns = slice((group - 1) * vae.group_rank, group * vae.group_rank)
         own_rows = _bank_rows(bank, own, slice(None)) if own is not None else torch.full((n,), -1)
         if target is not None:
@@ -224,6 +232,8 @@ class Bundle:
         parts = []
         for rows in torch.arange(n).split(CHUNK):
             part = replace(edits.rows(rows), source=torch.arange(len(rows)))
+            if own is not None and keep_weight:
+                editor = _keeping(self.editors[name], keep_weight, vae.group_rank, own[rows])
             parts.append(editor.edit(pictures[rows], editor.invert(pictures[rows], edit_step=step), part, edit_step=step))
         return torch.cat(parts)
 
@@ -271,6 +281,12 @@ def load(folder: str | Path, encoder_weights: str | Path | None = None) -> Bundl
 def _statistics(vae: NeuralVAE) -> dict[str, list[float]]:
     names = ("response_mean", "response_scale", "pose_mean", "pose_scale", "latent_scale")
     return {name: getattr(vae, name).tolist() for name in names}
+
+
+def _keeping(editor: GuidedEditor, weight: float, group_rank: int, own: Tensor) -> GuidedEditor:
+    """The editor, keeping what other groups say of the stimuli whose latents [n, D] are `own`."""
+    kept = KeepingOthers(editor.criterion, weight, group_rank, lambda edits: own.to(edits.target)[edits.source])
+    return replace(editor, criterion=kept)
 
 
 def _bank_rows(bank: LatentBank, latents: Tensor, columns: slice) -> Tensor:

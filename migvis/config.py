@@ -148,6 +148,9 @@ class SynthesisConfig(Section):
     dequantisation: float = Field(
         0.25, ge=0, le=2, description="noise added to a stimulus before its inversion, in units of the noise level of t = 1"
     )
+    keep_weight: NonNegative = Field(
+        0.0, description="w, weight of what the other groups say of the stimulus itself, beside the target's 1; 0 in the papers"
+    )
     bank_size: int = Field(256, ge=1, description="K, training latents in the denominator of the guidance")
     trial_pairs: Count = Field(16, description="validation pairs per group that score a trial")
     final_pairs: Count = Field(32, description="test pairs per group that score the selected configuration")

@@ -56,8 +56,10 @@ import migvis
 
 bundle = migvis.load("PATH/OF/THIS/FOLDER")
 latents = bundle.encode(responses{subject})                      # raw responses [n, N] -> posterior means [n, D]
-edits = bundle.edit(images, group=2, target=target{subject})     # towards target [n, {vae.group_rank}], another stimulus' group 2
-edits = bundle.edit(images, group=1, shift=2.0, latents=latents{subject})   # the stimuli's own group 1, 2 sd on
+# towards target [n, {vae.group_rank}], another stimulus' group 2
+edits = bundle.edit(images, group=2, target=target, latents=latents{subject})
+# the stimuli's own group 1, 2 sd on
+edits = bundle.edit(images, group=1, shift=2.0, latents=latents{subject})
 ```
 {dino}
 ## Metrics

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from migvis.critic import Critic
 from migvis.diffusion import noise_schedule
 from migvis.errors import InputError
 from migvis.guidance import Information
+from migvis.keeping import KeepingOthers
 from migvis.synthesis import Editor, GuidedEditor, make_bank, shift_edits, target_edits
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE
@@ -85,6 +87,27 @@ def bundle(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             out, configuration=CONFIGURATION, unet=models.unet, subjects=models.subjects, pixel_variance=models.pixel_variance
         )
     )
+
+
+def test_a_bundle_that_keeps_other_groups_needs_the_stimuli_s_latents_and_uses_them(models: Models, tmp_path: Path) -> None:
+    synthesis = CONFIGURATION.synthesis.model_copy(update={"keep_weight": 0.5})
+    keeping = CONFIGURATION.model_copy(update={"synthesis": synthesis})
+    fitted = {"unet": models.unet, "subjects": models.subjects, "pixel_variance": models.pixel_variance}
+    bundle = load(save_bundle(tmp_path / "kept", configuration=keeping, **fitted))
+    options = {"subject": "M1", "group": 2, "target": models.target}
+    with pytest.raises(InputError, match="latents: these edits keep what the other groups say"):
+        bundle.edit(models.images, **options)
+    own = torch.arange(24.0).view(4, 6) / 10
+    edited = bundle.edit(models.images, latents=own, **options)
+    editor, unknown = models.editor("M1"), torch.full((4,), -1)
+    kept = KeepingOthers(editor.criterion, 0.5, 2, lambda edits: own[edits.source])
+    full = torch.zeros(4, 6)
+    full[:, 2:4] = models.target
+    expected = replace(editor, criterion=kept).edit(
+        models.images, editor.invert(models.images), target_edits(torch.arange(4), 2, 3.0, full, 2, unknown, unknown)
+    )
+    assert torch.equal(edited, expected)
+    assert not torch.equal(edited, bundle.edit(models.images, latents=own.flip(0), **options))
 
 
 def test_edits_towards_a_target_are_bitwise_those_before_saving(models: Models, bundle: Bundle) -> None:

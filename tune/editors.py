@@ -11,6 +11,7 @@ from torch import Tensor
 from migvis.config import SynthesisConfig
 from migvis.data import Dataset
 from migvis.guidance import Criterion, Information
+from migvis.keeping import KeepingOthers, own_latents
 from migvis.synthesis import Editor, GuidedEditor, make_bank
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE
@@ -56,6 +57,9 @@ def editor(context: StageContext, dataset: Dataset, latents: Tensor) -> Editor:
         decoder = load_image_decoder_folder(context.input("image_decoder")).to(device()).requires_grad_(False)
         return DecodingEditor(unet, unet.alphas, config, decoder, latents)
     criterion = _criterion(config, context, dataset, latents)
+    if config.keep_weight:
+        rank = load_vae_folder(context.input("vae")).group_rank
+        criterion = KeepingOthers(criterion, config.keep_weight, rank, own_latents(latents))
     return GuidedEditor(unet, unet.alphas, config, criterion, pixel_variance(dataset), unet.memory)
 
 

@@ -12,7 +12,7 @@ from tune.stage_graph import Stage
 if TYPE_CHECKING:
     from tune.stages import Stages
 
-_GUIDED = {"method", "edit_step", "guidance_scale", "guidance", "form", "jacobian"}
+_GUIDED = {"method", "edit_step", "guidance_scale", "guidance", "form", "jacobian", "keep_weight"}
 EDIT_FIELDS: dict[Method, set[str]] = {
     "information": _GUIDED | {"bank_size"},
     "likelihood": _GUIDED,
@@ -23,10 +23,10 @@ EDIT_FIELDS: dict[Method, set[str]] = {
 }
 """What an edit of each method reads of the synthesis section."""
 EDIT_SOURCES: dict[Method, tuple[str, ...]] = {
-    "information": (),
-    "likelihood": ("migvis.criteria",),
-    "activation": ("migvis.criteria",),
-    "linear_activation": ("migvis.criteria", "migvis.latent_regression"),
+    "information": ("migvis.keeping",),
+    "likelihood": ("migvis.keeping", "migvis.criteria"),
+    "activation": ("migvis.keeping", "migvis.criteria"),
+    "linear_activation": ("migvis.keeping", "migvis.criteria", "migvis.latent_regression"),
     "classifier_free": ("migvis.conditional",),
     "decoder": ("migvis.image_decoder",),
 }
