@@ -229,6 +229,16 @@ STUDIES = (
         figures=(figures.intervals, figures.aligned_edits),
     ),
     Study(
+        "keeping",
+        "Should guidance also keep what the other groups say of the stimulus itself?",
+        sweep("synthesis.keep_weight", (0.0, 0.05, 0.15, 0.5), "w"),
+        edits,
+        EDITS,
+        base="w = 0",
+        remark="The papers leave keeping the rest to the inverted state alone: w = 0.",
+        figures=(figures.intervals, figures.aligned_edits),
+    ),
+    Study(
         "dose",
         "How strong may an edit be before it stops being an object?",
         product(
