@@ -59,7 +59,8 @@ def aligned_edits(outcome: Outcome, folder: Path) -> Pictures:
                 edits = read_tensors(synthesis / "edits.safetensors")
                 readings = read_tensors(evaluation / "readings.safetensors")
                 rows = rows or _pair_rows(outcome, edits)
-                chosen = (edits["group"] == group).nonzero()[:SHOWN, 0]
+                scored = edits["group"][: 2 * len(edits["source"])]  # after them come those of other groups, and unguided ones
+                chosen = (scored == group).nonzero()[:SHOWN, 0]
                 captions = reading_captions(outcome.dataset, readings, chosen) if "category" in readings else None
                 rows.append(GridRow(_wrapped(one.name), edits["images"][chosen], captions))
             if rows:
