@@ -33,7 +33,8 @@ def values(outcome: Outcome, subject: str) -> Table:
         rows.append(row)
     counts = {len(outcome.seeds_of(one.name, subject, columns[0].metric)) for one in outcome.cases}
     seeds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
-    return Table(f"{subject}: mean ± sd over {seeds} seeds, {SPLIT} images", f"values_{subject}", header, rows)
+    title = f"{subject}: mean ± sd over {seeds} {'seed' if seeds == '1' else 'seeds'}, {SPLIT} images"
+    return Table(title, f"values_{subject}", header, rows)
 
 
 def differences(outcome: Outcome, subject: str) -> Table | None:
