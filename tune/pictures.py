@@ -73,10 +73,8 @@ def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, e
         own, label = shown.group == group, group_label(group, labelled)
         doses = {scale: shown.images[own & (shown.shift == 0) & (shown.scale == scale)][0] for scale in scales}
         steps = {shift: shown.images[own & (shown.shift == shift)][0] for shift in shifts}
-        columns = [Column(f"Δ = {shift:+g}", images) for shift, images in steps.items()]
-        negative = sum(shift < 0 for shift in shifts)
         swept[label] = [source, *(Column(f"γ = {scale:g}", images) for scale, images in doses.items()), target]
-        shifted[label] = [*columns[:negative], source, *columns[negative:]]
+        shifted[label] = _shifted(source, steps)
     title = f"{subject}, edit step {edit_step:g} T: each group"
     return {
         f"target_{subject}": _blocks(swept, folder / f"target_{subject}.png", f"{title} guided to the target's"),
@@ -97,8 +95,15 @@ class Column:
         return cls(header, dataset.images(rows.numpy()), names_of(dataset, rows))
 
 
+def _shifted(source: Column, steps: dict[float, Tensor]) -> list[Column]:
+    """The pictures by their shift Δ, from the most negative one through the source to the most positive one."""
+    columns = [Column(f"Δ = {shift:+g}", images) for shift, images in sorted(steps.items())]
+    negative = sum(shift < 0 for shift in steps)
+    return [*columns[:negative], source, *columns[negative:]]
+
+
 def _blocks(rows: dict[str, list[Column]], path: Path, title: str) -> Path:
-    """A grid in which all columns of one stimulus stand side by side, from its source on, then those of the next."""
+    """A grid in which the columns of one stimulus stand side by side, then those of the next."""
     grid = []
     for label, columns in rows.items():
         count = len(columns[0].images)
@@ -110,13 +115,14 @@ def _blocks(rows: dict[str, list[Column]], path: Path, title: str) -> Path:
 
 
 def dimension_grid(dataset: Dataset, gallery: Path, path: Path, title: str) -> Path:
-    """Draws what build_dimension_gallery wrote as a PNG, a row per pair and shift; returns its path."""
+    """Draws what build_dimension_gallery wrote as a PNG, a row per pair and a block of columns per stimulus; returns its path."""
     shown = read_dimension_gallery(gallery)
-    rows = [GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))]
-    for pair, shift, images in zip(shown.pair.tolist(), shown.shift.tolist(), shown.images, strict=True):
-        named = f"dimensions [{pair[0]}, {pair[1]}]" if pair[0] != pair[1] else f"dimension {pair[0]}"
-        rows.append(GridRow(f"{named}\nΔ = {shift:+g}", images))
-    return edit_grid(rows, path, title)
+    source = Column.of(dataset, "source", shown.source)
+    steps: dict[str, dict[float, Tensor]] = {}
+    for (first, second), shift, images in zip(shown.pair.tolist(), shown.shift.tolist(), shown.images, strict=True):
+        label = f"dimensions [{first}, {second}]" if first != second else f"dimension {first}"
+        steps.setdefault(label, {})[shift] = images
+    return _blocks({label: _shifted(source, own) for label, own in steps.items()}, path, title)
 
 
 def names_of(dataset: Dataset, rows: Tensor) -> list[str] | None:

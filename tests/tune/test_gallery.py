@@ -175,11 +175,17 @@ def test_pairs_of_dimensions_move_those_two_alone_and_have_a_row_each(made: Made
         )
         torch.testing.assert_close(edited, editor.edit(images, states, edits), rtol=0, atol=1e-4)
     drawn = dimension_grid(dataset, path, tmp_path / "d.png", "title")
-    labels = [f"dimensions [{a}, {b}]\nΔ = {shift:+g}" for (a, b), shift in rows]
     names = dataset.stimuli.category_names
-    first = GridRow("source", images, [names[int(dataset.stimuli.category_id[row])] for row in source.tolist()])
-    grid = [GridRow(label, edited) for label, edited in zip(labels, shown["images"], strict=True)]
-    assert drawn.read_bytes() == edit_grid([first, *grid], tmp_path / "e.png", "title").read_bytes()
+    captions = ["", "", "source", "", ""] * SHOWN_STIMULI
+    for place, row in enumerate(source.tolist()):
+        captions[5 * place + 2] = names[int(dataset.stimuli.category_id[row])]
+    grid = []
+    for place, (a, b) in enumerate(((1, 2), (1, 3), (2, 3))):
+        most, less, more, largest = shown["images"][4 * place : 4 * place + 4]
+        ordered = [column[k] for k in range(SHOWN_STIMULI) for column in (most, less, images, more, largest)]
+        grid.append(GridRow(f"dimensions [{a}, {b}]", torch.stack(ordered), captions))
+    headers = ["Δ = -2", "Δ = -0.5", "source", "Δ = +0.5", "Δ = +2"] * SHOWN_STIMULI
+    assert drawn.read_bytes() == edit_grid(grid, tmp_path / "e.png", "title", headers, block=5).read_bytes()
 
 
 def test_a_group_that_does_not_exist_has_no_dimensions(made: Made) -> None:
