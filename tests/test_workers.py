@@ -35,7 +35,8 @@ LOSS, WEIGHT = 1e-10, 1e-8
 """What is asked of the loss of each step and of each weight at the end."""
 FITS = ("vae_fit", "critic", "diffusion", "conditional", "latent_encoder", "image_decoder")
 PICTURES, STIMULI, SIZE, GROUPS, RANK = 40, 60, 16, 3, 2
-WAIT = timedelta(seconds=240)
+WAIT = timedelta(seconds=900)
+pytestmark = pytest.mark.timeout(1200)  # a second per fit, and what a busy machine makes of it
 
 
 class Fitted(NamedTuple):
