@@ -17,6 +17,7 @@ from ray import tune
 
 from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
+from tune.placing import placing_of
 from tune.ray_session import prepare_ray_environment
 from tune.search import LedgerSearcher
 from tune.tracking import artifacts_folder, redact
@@ -96,18 +97,13 @@ def _check_answers(address: str, timeout: float = 5.0) -> None:
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
     """Runs the search until the searcher says that it is finished; results go through the searcher.
 
-    Each trial takes `search.threads_per_trial` CPUs (at most all there are) and, where there are GPUs, an equal
-    share of them; next to nothing where its fits run on several workers, which it would else keep from starting.
+    Each trial takes what tune.resources says of the nodes that there are now.
     """
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    search = context.config.search
-    total = ray.cluster_resources()
-    resources = {"cpu": min(float(search.threads_per_trial), total.get("CPU", 1.0))}
-    if total.get("GPU"):
-        resources["gpu"] = min(1.0, total["GPU"] / search.concurrent_trials)
-    if search.fit_workers > 1:
-        resources = {"cpu": 0.01}
+    placing, _ = placing_of(context.config.search)
+    resources = {"cpu": placing.trial.cpus} | ({"gpu": placing.trial.gpus} if placing.trial.gpus else {})
+    context = context.of_trials(placing.threads, placing.workers)
     scratch = context.folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     try:

@@ -13,6 +13,7 @@ from migvis.errors import InputError
 from migvis.training import FitError
 from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
+from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
 from tune.search_report import write_search_report
@@ -97,6 +98,8 @@ class StudyRun:
             self._show_trials()
             with self.clock.phase("start"):
                 self._started_ray = connect(address)
+                for note in placing_of(self.search)[1]:
+                    self.display.say(f"note: {note}")
             # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
             self.tracker.start()
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
@@ -157,7 +160,7 @@ class StudyRun:
         self.display.say(f"selected trial {selected.trial} by {selected.rule}: {params_text(selected.params)}")
         if self.outcome is None or self.outcome.export is None:
             self.outcome = Outcome(selected)
-        self.final = self.hooks.finish(self.context, selected)
+        self.final = near_gpus(self.hooks.finish, self.context, selected)
         self.outcome = Outcome(selected, self.final.metrics, self.final.export)
         self.context.reporter("final").done()
         self._remember_stages("stages_final", self.final.stages)
