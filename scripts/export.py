@@ -13,7 +13,7 @@ from typing import Any
 from migvis.errors import InputError
 from tune.selection import Candidate, best_of
 from tune.study_folder import check_name, default_storage, read_study
-from tune.tracking import check_tracking, redact
+from tune.tracking_uri import check_tracking, redact
 
 FINISHED = "COMPLETE"
 

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE.yaml", help="a preset and what overrides it (default: tune/configs/quick.yaml)")
     add("--data", type=Path, metavar="FILE.h5", help="the data set (default: a synthetic one, made once)")
     add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
-    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: sqlite in the storage folder)")
+    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: $MLFLOW_TRACKING_URI, or sqlite in --storage)")
     add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     add("--dry-run", action="store_true", help="print the runs, which stages exist already, and their estimated cost")
@@ -123,14 +123,14 @@ def settings_of(arguments: argparse.Namespace, given: Sequence[str]) -> Settings
     from tune.ablation.run import Settings
     from tune.study_config import load_study_config
     from tune.study_folder import default_storage, open_storage
-    from tune.tracking import absolute, check_tracking, default_uri, redact
+    from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri, redact
 
     for option, value, least in (("--seeds", arguments.seeds, 1), ("--seed", arguments.seed, 0)):
         if not least <= value < 2**31:
             raise InputError(f"{option}: expected {least} to {2**31 - 1}, got {value}")
     storage = open_storage(arguments.storage or default_storage())
     options = {} if arguments.data is None else {"data.path": str(arguments.data.resolve())}
-    uri = absolute(arguments.tracking_uri or default_uri(storage))
+    uri = absolute(given_uri(arguments.tracking_uri) or default_uri(storage))
     if not arguments.dry_run:
         check_tracking(uri)
     return Settings(
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
         raise InputError("name an ablation, all, or a FILE.py; --list prints the named ones")
     from tune.ablation.run import NotHere, describe_plan, describe_total, open_outcome, run_ablation
     from tune.search_session import command_to_browse
-    from tune.tracking import default_uri
+    from tune.tracking_uri import default_uri
 
     # All are checked before the first is run: the last one's mistake shall not be found after hours.
     outcomes = []

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--trials", type=int, metavar="N", help="trials in all; with --resume the new total")
     add("--study", metavar="NAME", help="the study's name (default: preset, date and time)")
     add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
-    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: sqlite in the storage folder)")
+    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: $MLFLOW_TRACKING_URI, or sqlite in --storage)")
     add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
     add("--seed", type=int, metavar="N", help="seed of the search and of every fit (default: 0)")
     add("--resume", action="store_true", help="go on with --study, or with the latest unfinished study")

@@ -20,7 +20,7 @@ from tune.context import Hooks, StudyContext
 from tune.placing import placing_of
 from tune.ray_session import prepare_ray_environment
 from tune.search import LedgerSearcher
-from tune.tracking import artifacts_folder, redact
+from tune.tracking_uri import artifacts_folder, redact
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {

@@ -32,7 +32,7 @@ from tune.study_folder import (
     open_storage,
     read_study,
 )
-from tune.tracking import absolute, check_tracking, default_uri, redact
+from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri, redact
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def open_study(request: Request) -> Opened:
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
     check_rule(config.search.rule)
     check_method(config)
-    uri = absolute(request.tracking_uri or (record.tracking_uri if record else None) or default_uri(storage))
+    # A study goes on where it was begun: its runs are there.
+    given = given_uri(request.tracking_uri) if record is None else request.tracking_uri or record.tracking_uri
+    uri = absolute(given or default_uri(storage))
     if not request.dry_run:
         check_tracking(uri)
     return Opened(storage, config, _seed(request, record), uri, record)

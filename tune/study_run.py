@@ -22,7 +22,8 @@ from tune.selection import select
 from tune.space import SearchSpace
 from tune.study_folder import StudyFailed, StudyRecord
 from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_revision
-from tune.tracking import Tracker, artifacts_folder, default_uri
+from tune.tracking import Tracker
+from tune.tracking_uri import artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_error, stored_result
 from tune.trial_result import FinalResult
@@ -49,7 +50,7 @@ class StudyRun:
         self.summary = Summary(context, self.ledger, self.clock, self.revision)
         record.write(context.folder)
         self.display = Display(context.folder / "progress", hooks.expected_seconds)
-        self.tracker = Tracker(self._writer())
+        self.tracker = Tracker(self._writer(), say=self.display.say)
 
     def _open_ledger(self) -> Ledger:
         search, context = self.search, self.context

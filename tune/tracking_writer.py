@@ -31,10 +31,11 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 def import_mlflow() -> Any:
     """The mlflow module. Raises InputError where only this repository's folder of that name is found."""
-    # No usage reports, and a server that is away is noticed here rather than by MLflow's minutes of retries.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # A server that is away is noticed by the Tracker, rather than by MLflow's minutes of retries. One that hangs is waited
+    # for: a request that is given up and sent again may be carried out twice, as soon as it goes on.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     module = importlib.import_module("mlflow")
