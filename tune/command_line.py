@@ -7,6 +7,11 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
+ADDRESS_HELP = (
+    "a cluster to run on (default: RAY_ADDRESS, or a local Ray): http://HEAD:8265 from anywhere, where --data and --storage are"
+    " paths on the cluster; auto or HOST:PORT on one of its hosts"
+)
+
 
 class Parser(argparse.ArgumentParser):
     """A mistake is one line, as all bad input is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import threading
 import time
@@ -32,6 +33,7 @@ from tune.study_folder import (
     open_storage,
     read_study,
 )
+from tune.submitted import submitted
 from tune.tracking import absolute, check_tracking, default_uri, redact
 
 
@@ -54,7 +56,9 @@ class Request:
     def resume_line(self, study: str) -> str:
         """The command that goes on with the study; credentials are left out."""
         words = ["python", "tune/run.py", "--study", study, "--resume"]
-        for option, value in (("--storage", self.storage), ("--tracking-uri", self.tracking_uri), ("--address", self.address)):
+        sent = submitted()
+        address = self.address if sent is None else sent.address
+        for option, value in (("--storage", self.storage), ("--tracking-uri", self.tracking_uri), ("--address", address)):
             if value is not None:
                 words += [option, redact(str(value))]
         return shlex.join(words)
@@ -96,7 +100,8 @@ def open_study(request: Request) -> Opened:
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
     check_rule(config.search.rule)
     check_method(config)
-    uri = absolute(request.tracking_uri or (record.tracking_uri if record else None) or default_uri(storage))
+    recorded = record.tracking_uri if record else None
+    uri = absolute(request.tracking_uri or recorded or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage))
     if not request.dry_run:
         check_tracking(uri)
     return Opened(storage, config, _seed(request, record), uri, record)

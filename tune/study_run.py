@@ -96,7 +96,7 @@ class StudyRun:
             self.display.say(f"study {self.context.study} in {self.context.folder}")
             self._show_trials()
             with self.clock.phase("start"):
-                self._started_ray = connect(address)
+                self._started_ray = connect(address, self.context.storage)
             # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
             self.tracker.start()
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "rsync", "ps", "/usr/sbin/sshd")
-_SSH_OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=20")
+_SSH_OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=9")
 
 
 def unavailable() -> str | None:

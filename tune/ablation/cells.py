@@ -64,7 +64,7 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
         for stages in outcome.stages.values():
             check_encoder(stages.configuration)
         display.phase("start")
-        connect(address)
+        connect(address, context.storage)
         display.phase("shared stages")
         shared = Runner(context, "shared", "shared")
         for stage in _shared(outcome, missing):
