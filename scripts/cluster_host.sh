@@ -40,7 +40,7 @@ END
     local line="[ ! -r '$environment' ] || . '$environment'"
     touch ~/.bashrc
     if ! grep -qxF "$line" ~/.bashrc; then
-        printf '%s\n%s' "$line" "$(cat ~/.bashrc)" >~/.bashrc.migvis
+        printf '%s\n%s\n' "$line" "$(cat ~/.bashrc)" >~/.bashrc.migvis
         mv ~/.bashrc.migvis ~/.bashrc
     fi
     [[ -e ~/.bash_profile || -e ~/.bash_login || -e ~/.profile ]] || echo '. ~/.bashrc' >~/.bash_profile
