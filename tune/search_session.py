@@ -120,6 +120,9 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
             tune.with_resources(trainable(context, hooks), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                # The searcher keeps to that by itself. Told of it, Tune starts so many processes at once: else one after the other,
+                # and while one is starting, trials of seconds go to those that there are.
+                max_concurrent_trials=search.concurrent_trials,
                 # The searcher ends the search; this only has to be more than it will ever ask for.
                 num_samples=1_000_000,
                 reuse_actors=True,
