@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune.command_line import Parser, interrupted_by_termination
+from tune.command_line import Parser, add_places, interrupted_by_termination
 
 if TYPE_CHECKING:
     from tune.ablation.run import Settings
@@ -52,9 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--subjects", nargs="+", default=[], metavar="NAME", help="subjects (default: as each ablation says)")
     add("--config", type=Path, metavar="FILE.yaml", help="a preset and what overrides it (default: tune/configs/quick.yaml)")
     add("--data", type=Path, metavar="FILE.h5", help="the data set (default: a synthetic one, made once)")
-    add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
-    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: $MLFLOW_TRACKING_URI, or sqlite in --storage)")
-    add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
+    add_places(result)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     add("--dry-run", action="store_true", help="print the runs, which stages exist already, and their estimated cost")
     add("--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="set one value; repeatable")
@@ -195,10 +193,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted_by_termination()
     from migvis.errors import InputError
     from migvis.training import FitError
-    from tune.ray_session import prepare_ray_environment
+    from tune.ray_session import job_server, prepare_ray_environment
 
     try:
         prepare_ray_environment()  # before ray is imported, which reads some of it once
+        cluster = None if arguments.list else job_server(arguments.address)
+        if cluster is not None:
+            from tune.submission import submit
+
+            return submit("ablate", given, cluster)
         return run(arguments, given)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

@@ -27,3 +27,9 @@ def prepare_ray_environment() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def job_server(address: str | None) -> str | None:
+    """The cluster that a command line is sent to, named by `--address` or RAY_ADDRESS; None: it runs where it is."""
+    named = address or os.environ.get("RAY_ADDRESS", "")
+    return named.rstrip("/") if named.startswith(("http://", "https://")) else None

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ray
 from ray import tune
@@ -20,6 +21,8 @@ from tune.context import Hooks, StudyContext
 from tune.placing import placing_of
 from tune.ray_session import prepare_ray_environment
 from tune.search import LedgerSearcher
+from tune.shared_storage import check_shared
+from tune.submitted import submitted
 from tune.tracking_uri import artifacts_folder, redact
 from tune.trial_process import trainable
 
@@ -36,11 +39,12 @@ _ENVIRONMENT = {
 _ATTEMPTS = 3
 
 
-def connect(address: str | None) -> bool:
-    """Joins the cluster at `address` (auto, HOST:PORT, ray://HOST:PORT), or starts a local Ray.
+def connect(address: str | None, storage: Path) -> bool:
+    """Joins the cluster at `address` (auto, HOST:PORT), or at RAY_ADDRESS, or starts a local Ray.
 
     Returns False where this process is connected already, so that whoever connected it disconnects it.
-    Raises InputError where no cluster answers, or a local Ray does not come up, and KeyboardInterrupt at SIGTERM.
+    Raises InputError where no cluster answers, one of its hosts does not share the `storage` folder, or a local Ray does not
+    come up, and KeyboardInterrupt at SIGTERM.
     """
     prepare_ray_environment()
     for name, value in _ENVIRONMENT.items():
@@ -49,7 +53,7 @@ def connect(address: str | None) -> bool:
         return False
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(address)
+        _connect(address or os.environ.get("RAY_ADDRESS") or None)
     except SystemExit:
         # Its handler, where a SIGTERM came while it was starting.
         raise KeyboardInterrupt from None
@@ -57,6 +61,7 @@ def connect(address: str | None) -> bool:
         # Ray puts a handler of its own there, which exits on the spot.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
+    check_shared(storage)
     return True
 
 
@@ -111,6 +116,9 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
             tune.with_resources(trainable(context, hooks), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                # The searcher keeps to that by itself. Told of it, Tune starts so many processes at once: else one after
+                # the other, and while one is starting, trials of seconds go to those that there are.
+                max_concurrent_trials=context.config.search.concurrent_trials,
                 # The searcher ends the search; this only has to be more than it will ever ask for.
                 num_samples=1_000_000,
                 reuse_actors=True,
@@ -131,12 +139,20 @@ def command_to_browse(storage: Path, uri: str, default: str) -> str:
     """The command that serves a laptop's studies, or where a server already does; without credentials."""
     shown = redact(uri)
     if uri.startswith(("http://", "https://")):
-        return f"open {shown}"
+        return f"open {shown}{_by_way_of_the_head(uri)}"
     if uri == default:
         return f"bash mlflow/serve.sh {storage}"
     artifacts = artifacts_folder(uri, storage)
     destination = [] if artifacts is None else ["--artifacts-destination", str(artifacts)]
     return shlex.join(["mlflow", "server", "--backend-store-uri", shown, *destination, "--host", "127.0.0.1", "--workers", "1"])
+
+
+def _by_way_of_the_head(uri: str) -> str:
+    """How whoever sent this job gets to a server that only the cluster's head can reach."""
+    note, parts = submitted(), urlsplit(uri)
+    if note is None or parts.hostname not in ("127.0.0.1", "localhost"):
+        return ""
+    return f" through: ssh -NL {parts.port}:127.0.0.1:{parts.port} {urlsplit(note.address).hostname}"
 
 
 def _first_line(error: Exception) -> str:

@@ -32,6 +32,7 @@ from tune.study_folder import (
     open_storage,
     read_study,
 )
+from tune.submitted import submitted
 from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri, redact
 
 
@@ -54,7 +55,9 @@ class Request:
     def resume_line(self, study: str) -> str:
         """The command that goes on with the study; credentials are left out."""
         words = ["python", "tune/run.py", "--study", study, "--resume"]
-        for option, value in (("--storage", self.storage), ("--tracking-uri", self.tracking_uri), ("--address", self.address)):
+        sent = submitted()
+        address = self.address if sent is None else sent.address
+        for option, value in (("--storage", self.storage), ("--tracking-uri", self.tracking_uri), ("--address", address)):
             if value is not None:
                 words += [option, redact(str(value))]
         return shlex.join(words)

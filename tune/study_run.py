@@ -98,7 +98,7 @@ class StudyRun:
             self.display.say(f"study {self.context.study} in {self.context.folder}")
             self._show_trials()
             with self.clock.phase("start"):
-                self._started_ray = connect(address)
+                self._started_ray = connect(address, self.context.storage)
                 for note in placing_of(self.search)[1]:
                     self.display.say(f"note: {note}")
             # Importing MLflow and making its database take seconds: beside the shared stages, not before them.

@@ -185,7 +185,8 @@ class Writer:
             self.client.set_terminated(run_id, status="FAILED")
             return
         constraint = {} if record.constraint is None else {"constraint": record.constraint}
-        self._log_result(run_id, record.result(), constraint, {"migvis.state": record.state})
+        result = record.result()
+        self._log_result(run_id, result, constraint, {"migvis.state": record.state, "migvis.host": result.host})
         self._remember(sent_key(record.number), True)
 
     def _log_result(self, run_id: str, result: TrialResult, more: Mapping[str, float], tags: Mapping[str, str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]],
             raise
         finally:
             reporter.done()
-        payload = result.to_json()
+        payload = replace(result, host=socket.gethostname()).to_json()
         write_json(folder / "result.json", {"params": params, "result": payload})
         tune.report({PAYLOAD: payload})
 

@@ -65,7 +65,7 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
         for stages in outcome.stages.values():
             check_encoder(stages.configuration)
         display.phase("start")
-        connect(address)
+        connect(address, context.storage)
         for note in placing_of(context.config.search)[1]:
             display.say(f"note: {note}")
         display.phase("shared stages")
