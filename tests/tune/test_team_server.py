@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.services import free_port, wait_until
 from tests.team_server import LAB_HOST, SCRIPT, TeamServer, clean_environment
@@ -267,6 +268,26 @@ def _progressed(storage: Path, study: str, trials: int) -> bool:
 
 
 @pytest.mark.slow
+def test_a_backup_is_restored_and_upgraded(team, client, tmp_path) -> None:
+    client.set_experiment_tag("0", "kept", "in the backup")
+    environment = {**clean_environment(), **team.server_environment}
+    dump, restored = tmp_path / "migvis.dump", team.postgres.create_database()
+    subprocess.run(["pg_dump", "--format", "custom", "--file", dump], env=environment, check=True)
+    # Again and again: a restore replaces what is there.
+    for _ in range(2):
+        words = ["pg_restore", "--clean", "--if-exists", "--exit-on-error", "--dbname", restored, dump]
+        subprocess.run(words, env=environment, check=True)
+    done = subprocess.run(
+        ["bash", SCRIPT, "upgrade"], env={**environment, "PGDATABASE": restored}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for table in ("runs", "metrics", "tags", "experiment_tags", "users", "alembic_version", "alembic_version_auth"):
+        statement = f"SELECT count(*) FROM {table}"
+        assert team.postgres.query(restored, statement) == team.postgres.query(team.database, statement), table
+    assert team.postgres.query(restored, "SELECT value FROM experiment_tags WHERE key = 'kept'") == [("in the backup",)]
+
+
+@pytest.mark.slow
 def test_a_server_that_hangs_makes_metrics_late_and_no_study_wait(team, client, driver_script) -> None:
     storage = driver_script.parent
     arguments = ("--study", "hung", "--trials", str(TRIALS))
@@ -353,3 +374,17 @@ def test_the_password_that_mlflow_once_shipped_is_refused(postgres, object_store
     code, output = start(**settings)
     assert code != 0
     assert "insecure default password" in output
+
+
+def test_the_container_file_sets_all_that_the_script_needs() -> None:
+    services = yaml.safe_load((SCRIPT.parent / "compose.yaml").read_text())["services"]
+    needed = {name for line in SCRIPT.read_text().splitlines() if line.startswith("need ") for name in line.split()[1:]}
+    assert {"PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD"} < needed
+    assert needed <= set(services["tracking"]["environment"])
+    # No password has a default, and only the tracking server has a port outside.
+    for service in services.values():
+        for name, value in service["environment"].items():
+            assert "PASSWORD" not in name or re.fullmatch(r"\$\{\w+:\?is not set\}", value)
+    assert [name for name, service in services.items() if "ports" in service] == ["tracking"]
+    copied = re.findall(r"^COPY (.+) \./$", (SCRIPT.parent / "Dockerfile").read_text(), re.MULTILINE)
+    assert all((SCRIPT.parent / name).is_file() for names in copied for name in names.split())
