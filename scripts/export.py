@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
+from tune.redact import redact
 from tune.selection import Candidate, best_of
 from tune.study_folder import check_name, default_storage, read_study
-from tune.tracking import check_tracking, redact
+from tune.tracking import check_tracking
 
 FINISHED = "COMPLETE"
 

@@ -8,6 +8,17 @@ import pytest
 from torch import Tensor, nn
 
 from migvis.training import FitResult, StepLoss, Term, fit
+from tests.postgresql import postgresql_server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a database on a real PostgreSQL server."""
+    try:
+        with postgresql_server() as url:
+            yield url
+    except FileNotFoundError as reason:
+        pytest.skip(str(reason))
 
 
 class _Killed(Exception):

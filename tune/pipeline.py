@@ -155,7 +155,7 @@ def _lease(started: Building, store: StageStore, heartbeat: float, patience: flo
     stage = started.stage
     with store.storage_errors():
         return acquire(
-            store.lease_folder(stage.kind, stage.key),
+            store.lease(stage.kind, stage.key),
             until=(lambda: False) if damaged else (lambda: store.exists(stage.kind, stage.key)),
             on_beat=started.save_elapsed,
             heartbeat=heartbeat,

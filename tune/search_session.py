@@ -18,8 +18,9 @@ from ray import tune
 from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.ray_session import prepare_ray_environment
+from tune.redact import redact
 from tune.search import LedgerSearcher
-from tune.tracking import artifacts_folder, redact
+from tune.tracking import artifacts_folder
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {

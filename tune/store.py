@@ -29,6 +29,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from migvis.errors import InputError
+from tune.folder_leases import FolderLease
+from tune.leases import LeasePlace
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -109,7 +111,7 @@ class StageStore:
             raise
 
     def refusal(self, error: Exception) -> InputError:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
         return InputError(f"{self.root}: the storage folder cannot be written: {reason}")
 
     def is_full(self, error: Exception) -> bool:
@@ -130,6 +132,10 @@ class StageStore:
 
     def lease_folder(self, kind: str, key: str) -> Path:
         return self.root / ".leases" / f"{kind}-{key}"
+
+    def lease(self, kind: str, key: str) -> LeasePlace:
+        """Where the right to build the stage is taken."""
+        return FolderLease(self.lease_folder(kind, key))
 
     def exists(self, kind: str, key: str) -> bool:
         """Whether the stage is there; says nothing about its health."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
+from tune.redact import redact
 from tune.selection import check_rule
 from tune.space import SearchSpace
 from tune.store import StageStore
@@ -32,7 +33,7 @@ from tune.study_folder import (
     open_storage,
     read_study,
 )
-from tune.tracking import absolute, check_tracking, default_uri, redact
+from tune.tracking import absolute, check_tracking, default_uri
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import http.client
 import importlib.util
 import os
 import queue
-import re
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from migvis.errors import InputError
 from tune.ledger import TrialRecord
+from tune.redact import redact
 from tune.tracking_writer import Writer, sent_key
 
 Job = Callable[[Writer], object]
@@ -24,11 +24,6 @@ Job = Callable[[Writer], object]
 def default_uri(storage: Path) -> str:
     """The laptop's tracking database, beside the studies."""
     return f"sqlite:///{storage / 'mlflow.db'}"
-
-
-def redact(text: str) -> str:
-    """`text` without the user names and passwords of the URIs in it."""
-    return re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1", text)
 
 
 def absolute(uri: str) -> str:

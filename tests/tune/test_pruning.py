@@ -227,8 +227,8 @@ def test_nothing_is_deleted_while_a_stage_is_built_and_all_is_after_its_builder_
 
 def test_a_builder_of_another_host_is_watched_before_it_is_believed_dead(tmp_path: Path, monkeypatch) -> None:
     store = StageStore(tmp_path / "stages")
-    with acquire(store.lease_folder("vae", "a" * 24), heartbeat=0.05):
-        silent = acquire(store.lease_folder("vae", "b" * 24), heartbeat=1000)
+    with acquire(store.lease("vae", "a" * 24), heartbeat=0.05):
+        silent = acquire(store.lease("vae", "b" * 24), heartbeat=1000)
         monkeypatch.setattr("tune.leases._process_namespace", lambda: "another host")
         with pytest.raises(InputError, match=f"vae {'a' * 24} is being built"):
             check_nothing_is_built(store, patience=0.5)
@@ -327,7 +327,7 @@ def test_a_full_disk_is_freed(tmp_path: Path, monkeypatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tune.leases._claim", full)
+    monkeypatch.setattr("tune.folder_leases.FolderLease.claim", full)
     monkeypatch.setattr(os, "mkdir", full)
     assert {item.name for item in prune(tmp_path).stages} == names(vae(1), critic(1))
 

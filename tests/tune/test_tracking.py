@@ -11,8 +11,9 @@ import pytest
 
 from migvis.errors import InputError
 from tune.ledger import TrialRecord
+from tune.redact import redact
 from tune.search_session import command_to_browse
-from tune.tracking import Tracker, absolute, artifacts_folder, check_tracking, default_uri, redact
+from tune.tracking import Tracker, absolute, artifacts_folder, check_tracking, default_uri
 from tune.tracking_writer import Writer, create_database, import_mlflow, run_key, sent_key
 from tune.trial_result import TrialResult
 
