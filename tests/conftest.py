@@ -8,17 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 from migvis.training import FitResult, StepLoss, Term, fit
-from tests.postgresql import postgresql_server
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of a database on a real PostgreSQL server."""
-    try:
-        with postgresql_server() as url:
-            yield url
-    except FileNotFoundError as reason:
-        pytest.skip(str(reason))
+from tests import services
 
 
 class _Killed(Exception):
@@ -46,3 +36,21 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], Abstra
                 yield
 
     return killed
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[services.Postgres]:
+    """A real PostgreSQL for all tests of the session; each takes a database of its own."""
+    if reason := services.missing_postgres():
+        pytest.skip(reason)
+    with services.postgres() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[services.ObjectStore]:
+    """A real S3-compatible object store for all tests of the session; each takes a bucket of its own."""
+    if reason := services.missing_object_store():
+        pytest.skip(reason)
+    with services.object_store() as store:
+        yield store

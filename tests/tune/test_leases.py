@@ -23,14 +23,20 @@ FAST = {"heartbeat": 0.05, "patience": 0.5, "poll": 0.02}
 
 
 @pytest.fixture(params=["folder", "sqlite", "postgresql"])
-def place(request, tmp_path):
+def place(request, tmp_path, monkeypatch):
     """A lease that nobody has taken yet, in each kind of place."""
     if request.param == "folder":
         return FolderLease(tmp_path / "lease")
     if request.param == "sqlite":
         return DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
-    url = request.getfixturevalue("postgresql")
-    return DatabaseLease(url, str(tmp_path), "lease")
+    service = request.getfixturevalue("postgres")
+    monkeypatch.setenv("PGPASSWORD", service.password)
+    return DatabaseLease(url_of(service), str(tmp_path), "lease")
+
+
+def url_of(service):
+    """PostgreSQL's own database, without the password."""
+    return service.uri("postgres").replace(f":{service.password}", "")
 
 
 def hold_for_ever(place, ready):
@@ -263,8 +269,14 @@ def test_a_database_that_cannot_be_used_is_one_line_without_credentials(monkeypa
     assert "\n" not in str(refusal.value)
 
 
-def test_a_password_is_moved_from_the_url_to_the_environment(postgresql, monkeypatch):
+def test_a_password_is_moved_from_the_url_to_the_environment(postgres, monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    for given in (postgresql.replace("//postgres", "//postgres:s%40cret"), f"{postgresql}?password=s%40cret"):
-        assert check_database(given) == postgresql
-        assert os.environ.pop("PGPASSWORD") == "s@cret"
+    plain = url_of(postgres)
+    for given in (postgres.uri("postgres"), f"{plain}?password={postgres.password}"):
+        assert check_database(given) == plain
+        assert os.environ.pop("PGPASSWORD") == postgres.password
+        os.environ["PGPASSWORD"] = ""
+    with pytest.raises(InputError, match="password") as refusal:
+        check_database(plain.replace("//", "//nobody:wrong@").replace("migvis@", ""))
+    assert "\n" not in str(refusal.value)
+    assert "wrong" not in str(refusal.value)
