@@ -65,8 +65,8 @@ def first_line(error: Exception) -> str:
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
-def check_database(url: str) -> str:
-    """The URL without its password, which goes into the environment. Raises InputError where the database does not answer."""
+def without_password(url: str) -> str:
+    """The URL as it may be stored; its password, if it has one, goes into the environment. Raises InputError for none at all."""
     import sqlalchemy
     from sqlalchemy.exc import ArgumentError
 
@@ -76,19 +76,23 @@ def check_database(url: str) -> str:
         raise InputError(f"--database {redact(url)}: not a URL; expected sqlite:///FILE or postgresql://HOST/NAME") from None
     password = given.password or given.query.get("password")
     parts = given._replace(password=None).difference_update_query(["password"])
-    shown = f"--database {parts._replace(username=None)}"
     kind = parts.get_backend_name()
     if kind not in ("sqlite", "postgresql"):
-        raise InputError(f"{shown}: expected sqlite:///FILE or postgresql://HOST/NAME")
+        raise InputError(f"--database {redact(str(parts))}: expected sqlite:///FILE or postgresql://HOST/NAME")
     if kind == "sqlite":
         if not parts.database or parts.database == ":memory:":
-            raise InputError(f"{shown}: expected a file")
+            raise InputError(f"--database {parts}: expected a file")
         parts = parts.set(database=str(Path(parts.database).absolute()))
     if password is not None:
         os.environ["PGPASSWORD"] = str(password)
-    plain = str(parts)
+    return str(parts)
+
+
+def check_database(url: str) -> str:
+    """`without_password` of a URL. Raises InputError where that database does not answer."""
+    plain = without_password(url)
     try:
         with database_errors(), engine(plain).connect():
             return plain
     except (DatabaseAway, ImportError) as error:
-        raise InputError(f"{shown}: cannot be reached: {error}") from None
+        raise InputError(f"--database {redact(plain)}: cannot be reached: {error}") from None

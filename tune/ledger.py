@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from migvis.errors import InputError
+from tune.database import engine_options
 from tune.finished_trials import OBSERVED, observed
 from tune.samplers import sampler_by_number
 from tune.selection import Candidate, clipped
@@ -70,6 +72,7 @@ class TrialRecord:
 class Ledger:
     """Proposes trials and records their results; everything it says is read from the database.
 
+    database: its URL; several studies may share it.
     identity: what may never change in a study (JSON values, or several by name each); compared when the study is opened again.
     objectives: names of the maximised metrics, those that this data set has.
     recover: the stored result of a trial that ended without being recorded, or None.
@@ -78,7 +81,7 @@ class Ledger:
 
     def __init__(
         self,
-        database: Path,
+        database: str,
         name: str,
         *,
         space: SearchSpace,
@@ -100,7 +103,7 @@ class Ledger:
         self._live: dict[int, tuple[Trial, int]] = {}
         self.given_up: list[str] = []
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = open_database(database)
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=["maximize"] * len(self.objectives), load_if_exists=True
         )
@@ -266,6 +269,27 @@ class Ledger:
 
     def remembered(self, key: str, default: Any = None) -> Any:
         return self._remembered.get(key, default)
+
+
+def open_database(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's tables in a database, made if they are missing, also where another process makes them at the same moment."""
+    for attempt in range(3):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+        except SQLAlchemyError:
+            if attempt == 2:
+                raise
+            time.sleep(1.0)
+    raise AssertionError
+
+
+def trials_in(url: str, name: str) -> int:
+    """Attempts that a study of this name has in a database; 0 where there is none."""
+    storage = open_database(url)
+    try:
+        return storage.get_n_trials(storage.get_study_id_from_name(name))
+    except KeyError:
+        return 0
 
 
 def _record(number: int, frozen: FrozenTrial) -> TrialRecord:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tune.leases import HEARTBEAT, PATIENCE, Lease, acquire
+from tune.manifest import DamagedStage, Manifest
 from tune.sources import source_digest
 from tune.stage_building import Building, build
 from tune.stage_graph import ProgressCallback, Scope, Stage, StageContext, topological
-from tune.store import DamagedStage, Manifest, StageStore
+from tune.store_base import Store
 
 __all__ = [
     "PlanRow",
@@ -57,7 +58,7 @@ class StageResult:
 
 def ensure(
     stage: Stage,
-    store: StageStore,
+    store: Store,
     *,
     uses: list[StageUse] | None = None,
     progress: ProgressCallback | None = None,
@@ -104,7 +105,7 @@ def ensure(
 
 def ensure_together(
     stages: Iterable[Stage],
-    store: StageStore,
+    store: Store,
     *,
     uses: list[StageUse] | None = None,
     progress: ProgressCallback | None = None,
@@ -146,24 +147,24 @@ def ensure_together(
             uses += [StageUse(one.kind, one.key, one.label, one.seconds, reused=False) for one in manifests if one is not None]
 
 
-def _inputs(stage: Stage, store: StageStore, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:
+def _inputs(stage: Stage, store: Store, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:
     return {name: ensure(below, store, uses=uses, **options).path for name, below in stage.inputs.items()}
 
 
-def _lease(started: Building, store: StageStore, heartbeat: float, patience: float, *, damaged: bool = False) -> Lease | None:
+def _lease(started: Building, store: Store, heartbeat: float, patience: float, *, damaged: bool = False) -> Lease | None:
     """The right to build a stage; none once somebody else has built it."""
     stage = started.stage
     with store.storage_errors():
         return acquire(
             store.lease(stage.kind, stage.key),
             until=(lambda: False) if damaged else (lambda: store.exists(stage.kind, stage.key)),
-            on_beat=started.save_elapsed,
+            on_beat=started.keep,
             heartbeat=heartbeat,
             patience=patience,
         )
 
 
-def _usable(stage: Stage, store: StageStore) -> bool:
+def _usable(stage: Stage, store: Store) -> bool:
     """With the lease held: whether somebody finished the stage meanwhile; a damaged one is moved aside."""
     try:
         return store.read(stage.kind, stage.key) is not None
@@ -187,7 +188,7 @@ class PlanRow:
     source: CostSource
 
 
-def plan(stages: Iterable[Stage], store: StageStore, expected_seconds: Mapping[str, float]) -> list[PlanRow]:
+def plan(stages: Iterable[Stage], store: Store, expected_seconds: Mapping[str, float]) -> list[PlanRow]:
     """One row per distinct stage that `stages` need, inputs first; reads manifests only, builds and writes nothing.
 
     A missing stage is estimated by the median cost of its kind in the store, else by `expected_seconds[kind]`, else 0.

@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     add("--trials", type=int, metavar="N", help="trials in all; with --resume the new total")
     add("--study", metavar="NAME", help="the study's name (default: preset, date and time)")
     add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
+    add("--stages", metavar="DIR or URI", help="a folder, or s3://BUCKET/PREFIX, for the stages (default: in the storage folder)")
+    add("--database", metavar="URL", help="of trials and leases: postgresql://HOST/NAME (default: sqlite beside the study)")
     add("--tracking-uri", metavar="URI", help="MLflow server or database (default: sqlite in the storage folder)")
     add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
     add("--seed", type=int, metavar="N", help="seed of the search and of every fit (default: 0)")

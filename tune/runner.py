@@ -11,9 +11,9 @@ import torch
 from migvis.training import Progress
 from migvis.weights import read_json
 from tune.context import StudyContext
+from tune.manifest import StageName
 from tune.pipeline import StageResult, StageUse, ensure, ensure_together, topological
 from tune.stage_graph import Stage
-from tune.store import StageName, StageStore
 from tune.study_folder import write_json
 
 
@@ -25,7 +25,7 @@ class Runner:
 
     def __init__(self, context: StudyContext, title: str, reporter: str) -> None:
         torch.set_num_threads(context.config.search.threads_per_trial)
-        self.store = StageStore(context.stages_root)
+        self.store = context.store()
         self.reporter = context.reporter(reporter)
         self.title = title
         self._file = context.folder / "uses" / f"{reporter}.json"

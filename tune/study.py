@@ -18,8 +18,8 @@ from tune.context import Hooks, StudyContext
 from tune.redact import redact
 from tune.selection import check_rule
 from tune.space import SearchSpace
-from tune.store import StageStore
 from tune.store_lock import in_use
+from tune.stores import Places, default_places, is_object_store, places_of
 from tune.study_config import StudyConfig, check_method, load_study_config
 from tune.study_folder import (
     StudyFailed,
@@ -31,8 +31,10 @@ from tune.study_folder import (
     latest_unfinished,
     locked,
     open_storage,
+    own_database,
     read_study,
 )
+from tune.study_lock import held_in_database
 from tune.tracking import absolute, check_tracking, default_uri
 
 
@@ -47,6 +49,8 @@ class Request:
     storage: Path | None = None
     tracking_uri: str | None = None
     address: str | None = None
+    stages: str | None = None
+    database: str | None = None
     seed: int | None = None
     resume: bool = False
     dry_run: bool = False
@@ -55,7 +59,9 @@ class Request:
     def resume_line(self, study: str) -> str:
         """The command that goes on with the study; credentials are left out."""
         words = ["python", "tune/run.py", "--study", study, "--resume"]
-        for option, value in (("--storage", self.storage), ("--tracking-uri", self.tracking_uri), ("--address", self.address)):
+        given = {"--storage": self.storage, "--stages": self.stages, "--database": self.database}
+        given |= {"--tracking-uri": self.tracking_uri, "--address": self.address}
+        for option, value in given.items():
             if value is not None:
                 words += [option, redact(str(value))]
         return shlex.join(words)
@@ -70,12 +76,16 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Opened:
-    """A study as far as its storage and its configuration tell. uri: of MLflow. record: of a study that is resumed."""
+    """A study as far as its storage and its configuration tell.
+
+    uri: of MLflow. places: of its stages and of its database. record: of a study that is resumed.
+    """
 
     storage: Path
     config: StudyConfig
     seed: int
     uri: str
+    places: Places
     record: StudyRecord | None
 
 
@@ -100,7 +110,14 @@ def open_study(request: Request) -> Opened:
     uri = absolute(request.tracking_uri or (record.tracking_uri if record else None) or default_uri(storage))
     if not request.dry_run:
         check_tracking(uri)
-    return Opened(storage, config, _seed(request, record), uri, record)
+    kept = (record.stages, record.database) if record else (None, None)
+    places = places_of(storage, request.stages or kept[0], request.database or kept[1], check=not request.dry_run)
+    if is_object_store(places.stages) and config.search.fit_workers > 1:
+        raise InputError(
+            f"search.fit_workers={config.search.fit_workers}: fits by several workers need their stages in a folder that all "
+            f"hosts share, not --stages {places.stages}"
+        )
+    return Opened(storage, config, _seed(request, record), uri, places, record)
 
 
 def _seed(request: Request, record: StudyRecord | None) -> int:
@@ -136,20 +153,34 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         data_digest=data.digest,
         rendered=data.rendered,
         seed=opened.seed,
-        stages_root=storage / "stages",
+        stages_root=opened.places.stages,
         workers=config.search.fit_workers,
+        database=opened.places.database or own_database(storage / record.name),
+        study_id=record.id,
     )
     if request.dry_run:
         print(hooks.plan(context, space))
         return
+    from tune.ledger import trials_in
     from tune.study_run import StudyRun
 
     context.folder.mkdir(parents=True, exist_ok=True)
     uri = opened.uri
-    record = replace(record, config=config, finished=False, tracking_uri=None if uri == default_uri(storage) else redact(uri))
+    record = replace(
+        record,
+        config=config,
+        finished=False,
+        tracking_uri=None if uri == default_uri(storage) else redact(uri),
+        stages=None if opened.places.stages == default_places(storage).stages else str(opened.places.stages),
+        database=opened.places.database,
+    )
     with ExitStack() as stack:
         stack.enter_context(locked(context.folder))
-        stack.enter_context(in_use(StageStore(context.stages_root)))
+        if opened.places.database is not None:
+            stack.enter_context(held_in_database(context.database, context.study))
+            if opened.record is None and trials_in(context.database, context.study):
+                raise InputError(f"--study {context.study}: exists in --database {redact(context.database)}; give another name")
+        stack.enter_context(in_use(context.store()))
         study = StudyRun(context, hooks, record, space, data, uri)
         stack.callback(study.close)
         study.clock.add("start", time.monotonic() - begin)

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from migvis.errors import InputError
+from tune.database import sqlite_url
 from tune.study_config import StudyConfig
 
 _RESERVED = {"stages", "data", "mlflow-artifacts", "ablations"}
@@ -73,7 +74,7 @@ class StudyRecord:
     """What `study.json` holds: enough to resume by name alone.
 
     id: tells it from another study of its name on a tracking server. tracking_uri: without credentials; None: the
-    database in the storage folder.
+    database in the storage folder. stages, database: likewise; None: the storage folder's stages, the study's own SQLite.
     """
 
     name: str
@@ -84,10 +85,17 @@ class StudyRecord:
     finished: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     tracking_uri: str | None = None
+    stages: str | None = None
+    database: str | None = None
 
     def write(self, folder: Path) -> None:
         content = {part.name: getattr(self, part.name) for part in fields(self)}
         write_json(folder / "study.json", {**content, "config": self.config.model_dump(mode="json")})
+
+
+def own_database(folder: Path) -> str:
+    """The URL of a study's own database."""
+    return sqlite_url(folder / "optuna.db")
 
 
 def exists(storage: Path, name: str) -> bool:

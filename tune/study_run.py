@@ -19,12 +19,14 @@ from tune.search_report import write_search_report
 from tune.search_session import command_to_browse, connect, run_search
 from tune.selection import select
 from tune.space import SearchSpace
+from tune.stores import check_reach
+from tune.study_files import fetch_trial, share_data
 from tune.study_folder import StudyFailed, StudyRecord
 from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_revision
 from tune.tracking import Tracker, artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_error, stored_result
-from tune.trial_result import FinalResult
+from tune.trial_result import FinalResult, TrialResult
 
 REGISTERED_MODEL = "migvis"
 
@@ -39,6 +41,7 @@ class StudyRun:
         self.config, self.search = context.config, context.config.search
         self.revision = git_revision()
         self.state = "running"
+        self.shared = context  # as its processes on all hosts have it
         self._started_ray = False
         self.final: FinalResult | None = None
         # Of a study that is extended, what was selected stands until there is something newer.
@@ -53,7 +56,7 @@ class StudyRun:
     def _open_ledger(self) -> Ledger:
         search, context = self.search, self.context
         return Ledger(
-            context.folder / "optuna.db",
+            context.database,
             context.study,
             space=self.space,
             objectives=self.data.objectives,
@@ -64,8 +67,16 @@ class StudyRun:
             sampler=search.sampler,
             start=self.space.start(self.config.configuration),
             retries=search.retries,
-            recover=lambda number, params: stored_result(context.folder, number, params),
+            recover=self._stored_result,
         )
+
+    def _stored_result(self, number: int, params: dict[str, Any]) -> TrialResult | None:
+        fetch_trial(self.context, number)
+        return stored_result(self.context.folder, number, params)
+
+    def _stored_error(self, number: int) -> tuple[str, bool]:
+        fetch_trial(self.context, number)
+        return stored_error(self.context.folder, number)
 
     def _writer(self) -> Writer:
         identity = self.config.identity()
@@ -97,6 +108,11 @@ class StudyRun:
             self._show_trials()
             with self.clock.phase("start"):
                 self._started_ray = connect(address)
+                check_reach(self.context.stages_root, self.context.database, sum(node["Alive"] for node in ray.nodes()))
+            self.shared = share_data(self.context)
+            for record in self.ledger.records():
+                if record.finished:
+                    fetch_trial(self.context, record.number)  # of a driver that was killed before it did
             # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
             self.tracker.start()
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
@@ -114,7 +130,7 @@ class StudyRun:
         self._say_where(problems)
 
     def _prepare(self) -> None:
-        prepared = self.hooks.prepare(self.context)
+        prepared = self.hooks.prepare(self.shared)
         self.context.reporter("prepare").done()
         if prepared is not None:
             self._remember_stages("stages_prepare", prepared.stages)
@@ -131,11 +147,11 @@ class StudyRun:
             self.ledger,
             concurrent=self.search.concurrent_trials,
             failures_allowed=max(1, self.search.trials // 4),
-            error_of=lambda number: stored_error(self.context.folder, number),
+            error_of=self._stored_error,
             on_start=self.tracker.trial_started,
             on_end=self._trial_ended,
         )
-        run_search(self.context, self.hooks, searcher)
+        run_search(self.shared, self.hooks, searcher)
         if searcher.bad_input is not None:
             raise InputError(searcher.bad_input)
         if not self.ledger.done():
@@ -143,6 +159,7 @@ class StudyRun:
             raise StudyFailed(f"{len(errors)} trials failed for good; the last: {errors[-1]}")
 
     def _trial_ended(self, record: TrialRecord) -> None:
+        fetch_trial(self.context, record.number)
         self.tracker.trial_ended(record)
         self._show_trials()
         if record.finished and record.seconds is not None:
@@ -157,7 +174,7 @@ class StudyRun:
         self.display.say(f"selected trial {selected.trial} by {selected.rule}: {params_text(selected.params)}")
         if self.outcome is None or self.outcome.export is None:
             self.outcome = Outcome(selected)
-        self.final = self.hooks.finish(self.context, selected)
+        self.final = self.hooks.finish(self.shared, selected)
         self.outcome = Outcome(selected, self.final.metrics, self.final.export)
         self.context.reporter("final").done()
         self._remember_stages("stages_final", self.final.stages)

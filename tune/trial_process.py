@@ -14,8 +14,8 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.search import PAYLOAD
 from tune.space import apply
-from tune.store import StageStore
 from tune.store_lock import in_use
+from tune.study_files import as_the_driver_has_it, on_this_host, send_trial
 from tune.study_folder import write_json
 from tune.trial_result import TrialResult
 
@@ -30,23 +30,26 @@ def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]],
 
     def run(config: dict[str, Any]) -> None:
         number, params = config["number"], config["params"]
-        folder = context.trial_folder(number)
+        here = on_this_host(context)
+        folder = here.trial_folder(number)
         (folder / "error.json").unlink(missing_ok=True)
-        reporter = context.reporter(f"trial-{number:03d}")
+        reporter = here.reporter(f"trial-{number:03d}")
         reporter.update(f"trial {number}")
         try:
-            with in_use(StageStore(context.stages_root)):  # it may outlive its driver for a while
-                result = run_trial(context, apply(context.config.configuration, params), params, number)
+            with in_use(context.store()):  # it may outlive its driver for a while
+                result = run_trial(here, apply(context.config.configuration, params), params, number)
         except Exception as error:
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             text = (str(error).splitlines() or [""])[0]
             message = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
             write_json(folder / "error.json", {"message": message, "bad_input": isinstance(error, InputError)})
+            send_trial(context, here, number)
             raise
         finally:
             reporter.done()
-        payload = result.to_json()
+        payload = as_the_driver_has_it(result, here, context).to_json()
         write_json(folder / "result.json", {"params": params, "result": payload})
+        send_trial(context, here, number)
         tune.report({PAYLOAD: payload})
 
     return run

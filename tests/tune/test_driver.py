@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from tune.database import sqlite_url
 from tune.ledger import Ledger
 from tune.selection import OBJECTIVES
 from tune.space import SearchSpace
@@ -83,7 +84,7 @@ def test_kill_9_of_the_driver_then_resume(storage, driver_script, science, tmp_p
     space = SearchSpace.of(config, 900)
     start = space.start(config.configuration)
     options = {"objectives": OBJECTIVES, "identity": {}, "seed": 0, "trials": 5, "startup_trials": 3}
-    ledger = Ledger(tmp_path / "undisturbed.db", "u", space=space, start=start, **options)
+    ledger = Ledger(sqlite_url(tmp_path / "undisturbed.db"), "u", space=space, start=start, **options)
     expected = []
     while (proposal := ledger.propose()) is not None:
         expected.append((proposal.number, proposal.params))

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from migvis.errors import InputError
+from tune.database import sqlite_url
 from tune.ledger import Ledger
 from tune.search import PAYLOAD, LedgerSearcher
 from tune.selection import OBJECTIVES
@@ -25,7 +26,7 @@ def open_ledger(
 ) -> Ledger:
     space = space or SearchSpace.of(CONFIG, 900)
     return Ledger(
-        folder / "optuna.db",
+        sqlite_url(folder / "optuna.db"),
         "study",
         space=space,
         objectives=objectives,
