@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +107,11 @@ def conditional_step(
         z = (mean[batch.stimuli] + deviation[batch.stimuli] * draws).unflatten(1, (groups, -1))
         given = randomness.uniform(seed, "conditional-groups", step, rows, groups) <= 1 / groups
         t = training_times(randomness.uniform(seed, "denoiser-time", step, rows)[:, 0], config)
-        noise = randomness.normal(seed, "denoiser-noise", step, rows, tuple(images.shape[1:]))
+        noise = randomness.normal(seed, "denoiser-noise", step, rows, tuple(images.shape[1:])).to(images.dtype)
         recalled = randomness.uniform(seed, "denoiser-recall", step, rows)[:, 0] < config.memory_recall
         own = torch.where(recalled, -1, rows)
-        return denoising_loss(unet, images[rows], noise, t, own, conditional.embed(z, given)), {}
+        loss = denoising_loss(unet, images[rows], noise, t, own, conditional.embed(z, given))
+        return shard.share(len(rows), batches.size) * loss, {}
 
     return step_loss
 
@@ -128,6 +130,7 @@ def fit_conditional_denoiser(
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> tuple[ConditionalDenoiser, FitResult]:
     """Trains a fitted `unet`, in place, on for `steps` steps with the latents; its own configuration says how.
 
@@ -141,7 +144,7 @@ def fit_conditional_denoiser(
     centre, spread = latent_statistics(mean, log_var)
     conditional.latent_mean.copy_(centre.view_as(conditional.latent_mean))
     conditional.latent_scale.copy_(spread.view_as(conditional.latent_scale))
-    conditional = conditional.to(device).requires_grad_(True).train()
+    conditional = conditional.to(device, images.dtype).requires_grad_(True).train()
     result = fit(
         conditional,
         conditional_step(conditional, images.to(device), mean, log_var, picture_row, seed, shard),
@@ -150,7 +153,7 @@ def fit_conditional_denoiser(
         learning_rate=unet.config.learning_rate,
         schedule="cosine",
         ema_decay=unet.config.ema_decay,
-        precision="bf16" if device.startswith("cuda") else "fp32",
+        precision=precision,
         checkpoint=checkpoint,
         shard=shard,
         progress=progress,

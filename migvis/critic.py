@@ -187,7 +187,7 @@ def fit_critic(
     check_material(clean, pool, mean, log_var, picture_row, config, group_count, embeddings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "critic weights"))
-        critic = Critic(config, group_count, mean.shape[1] // group_count, clean.shape[-1], encoder).to(device)
+        critic = Critic(config, group_count, mean.shape[1] // group_count, clean.shape[-1], encoder).to(device, clean.dtype)
     if embeddings is not None and not is_frozen(critic.encoder):
         raise InputError(f"critic.encoder={config.encoder} is fitted with the critic, so embeddings cannot stand in for it")
     with torch.no_grad():
@@ -201,7 +201,8 @@ def fit_critic(
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         embedding, z = pairs(step, shard)
         # Negatives come from all workers, and every worker computes the whole loss.
-        keys = gather(torch.stack(critic.all_keys(embedding, z)).float().permute(2, 0, 1, 3), shard, config.infonce_batch)
+        keys = torch.stack(critic.all_keys(embedding, z)).to(z.dtype).permute(2, 0, 1, 3)
+        keys = gather(keys, shard, config.infonce_batch)
         losses = [info_nce(critic.scores(keys[:, 0, g - 1], keys[:, 1, g - 1])) for g in groups]
         return torch.stack(losses).sum(), {f"info_nce_{g}": loss for g, loss in zip(groups, losses, strict=True)}
 

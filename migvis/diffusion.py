@@ -180,9 +180,10 @@ def denoiser_step(unet: UNet, images: Tensor, config: DenoiserConfig, seed: int,
             flip = randomness.uniform(seed, "denoiser-flip", step, rows) < 0.5
             batch = torch.where(flip[:, :, None, None], batch.flip(-1), batch)
         t = training_times(randomness.uniform(seed, "denoiser-time", step, rows)[:, 0], config)
-        noise = randomness.normal(seed, "denoiser-noise", step, rows, shape)
+        noise = randomness.normal(seed, "denoiser-noise", step, rows, shape).to(images.dtype)
         recalled = randomness.uniform(seed, "denoiser-recall", step, rows)[:, 0] < config.memory_recall
-        return denoising_loss(unet, batch, noise, t, torch.where(recalled, -1, rows)), {}
+        loss = denoising_loss(unet, batch, noise, t, torch.where(recalled, -1, rows))
+        return shard.share(len(rows), len(order)) * loss, {}
 
     return step_loss
 
@@ -196,6 +197,7 @@ def fit_denoiser(
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> tuple[UNet, FitResult]:
     """Fits ε_θ to training images [n, 1, H, W] in [−1, 1]; returns the averaged (EMA) U-Net in evaluation mode.
 
@@ -205,7 +207,7 @@ def fit_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive_seed(seed, "denoiser"))
         unet = UNet(config, images.shape[-1], alphas)
-    unet = unet.to(device).train()
+    unet = unet.to(device, images.dtype).train()
     images = images.to(device)
     unet.normalise_to(images)
     result = fit(
@@ -216,7 +218,7 @@ def fit_denoiser(
         learning_rate=config.learning_rate,
         schedule="cosine",
         ema_decay=config.ema_decay,
-        precision="bf16" if device.startswith("cuda") else "fp32",
+        precision=precision,
         checkpoint=checkpoint,
         shard=shard,
         progress=progress,

@@ -39,12 +39,14 @@ class GridRow:
     captions: Sequence[str] | None = None
 
 
-def edit_grid(rows: Sequence[GridRow], path: Path, title: str = "", columns: Sequence[str] | None = None) -> Path:
+def edit_grid(
+    rows: Sequence[GridRow], path: Path, title: str = "", columns: Sequence[str] | None = None, block: int | None = None
+) -> Path:
     """Draws rows of pictures under column headers (`columns`; none: no headers) as a PNG; returns its path.
 
-    Grey pictures are enlarged by a whole factor, so their pixels stay pixels, to 96 px or more (64 px beyond 12
-    columns). A row may hold fewer pictures than others. Raises InputError without pictures, for pictures of several
-    sizes or with NaN, and for captions or headers of another number.
+    block: columns that belong together; a wider gap follows each block of them. Grey pictures are enlarged by a whole factor,
+    so their pixels stay pixels, to 96 px or more (64 px beyond 12 columns). A row may hold fewer pictures than others.
+    Raises InputError without pictures, for pictures of several sizes or with NaN, and for captions or headers of another number.
     """
     _check_rows(rows, columns)
     width = max([len(columns or ())] + [len(row.images) for row in rows])
@@ -56,7 +58,8 @@ def edit_grid(rows: Sequence[GridRow], path: Path, title: str = "", columns: Seq
     texts = [text for row in rows for text in (row.captions or ())] + list(columns or ())
     step_w = max([cell_w] + [round(measure(text, CAPTION_POINTS)) for text in texts]) + GAP
     left = MARGIN + max(round(measure(row.label, LABEL_POINTS)) for row in rows) + 10
-    total_w = max(left + width * step_w + MARGIN, round(measure(title, TITLE_POINTS)) + 2 * MARGIN)
+    places = [left + index * step_w + (index // block * MARGIN if block else 0) for index in range(width)]
+    total_w = max(places[-1] + step_w + MARGIN, round(measure(title, TITLE_POINTS)) + 2 * MARGIN)
     header = MARGIN + (_lines(title) * (LINE + 4) + 6 if title else 0) + (max(map(_lines, columns)) * LINE + 2 if columns else 0)
     heights = [max(cell_h + max(map(_lines, row.captions or [""])) * LINE, _lines(row.label) * LINE) + GAP for row in rows]
     total_h = header + sum(heights) + MARGIN
@@ -74,13 +77,12 @@ def edit_grid(rows: Sequence[GridRow], path: Path, title: str = "", columns: Seq
     if title:
         write(MARGIN, MARGIN, title, TITLE_POINTS, "left", "top", bold=True)
     for index, name in enumerate(columns or ()):
-        write(left + index * step_w + cell_w / 2, header - 3, name, CAPTION_POINTS, "center", "bottom", bold=True)
+        write(places[index] + cell_w / 2, header - 3, name, CAPTION_POINTS, "center", "bottom", bold=True)
     top = header
     for row, height in zip(rows, heights, strict=True):
         write(left - 8, top + cell_h / 2, row.label, LABEL_POINTS, "right", "center")
         pictures = ((row.images[:, 0].detach().cpu().numpy().clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
-        for index, picture in enumerate(pictures):
-            x = left + index * step_w
+        for index, (x, picture) in enumerate(zip(places, pictures, strict=False)):
             canvas[top : top + cell_h, x : x + cell_w] = picture.repeat(factor, 0).repeat(factor, 1)
             if row.captions:
                 write(x + cell_w / 2, top + cell_h + 2, row.captions[index], CAPTION_POINTS, "center", "top")

@@ -111,7 +111,7 @@ def fit_image_decoder(
     decoder.latent_mean.copy_(centre)
     decoder.latent_scale.copy_(spread)
     decoder.pixel_mean.copy_(clean.mean(dim=0))
-    decoder = decoder.to(device)
+    decoder = decoder.to(device, clean.dtype)
     mean, deviation, images = mean.to(device), (0.5 * log_var).exp().to(device), clean.to(device)
     batches = CriticBatches(picture_row, 1, min(config.infonce_batch, len(clean)), seed)
 
@@ -119,8 +119,8 @@ def fit_image_decoder(
         batch = batches.draw(step, shard).to(device)
         noise = normal(seed, "critic latents", step, batch.pictures, (mean.shape[1],))
         z = mean[batch.stimuli] + deviation[batch.stimuli] * noise
-        share = len(z) * shard.world / batches.size
-        return share * mse_loss(decoder(z).float(), images[batch.pictures]), {}
+        target = images[batch.pictures]
+        return shard.share(len(z), batches.size) * mse_loss(decoder(z).to(target.dtype), target), {}
 
     result = fit(
         decoder,

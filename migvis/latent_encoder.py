@@ -89,7 +89,7 @@ def fit_latent_encoder(
     check_material(clean, pool, mean, log_var, picture_row, config, group_count, embeddings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "latent encoder weights"))
-        model = LatentEncoder(config, group_count, mean.shape[1] // group_count, clean.shape[-1], encoder).to(device)
+        model = LatentEncoder(config, group_count, mean.shape[1] // group_count, clean.shape[-1], encoder).to(device, clean.dtype)
     if embeddings is not None and not is_frozen(model.encoder):
         raise InputError(f"critic.encoder={config.encoder} is fitted with its heads, so embeddings cannot stand in for it")
     with torch.no_grad():
@@ -101,9 +101,8 @@ def fit_latent_encoder(
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         embedding, z = pairs(step, shard)
         standardised = (z.unflatten(1, (group_count, -1)) - model.latent_mean) / model.latent_scale
-        of_group, spread_of_group = (part.float() for part in model.posterior(embedding))
-        share = len(z) * shard.world / config.infonce_batch
-        losses = -share * log_density(standardised, of_group, spread_of_group).mean(0)
+        of_group, spread_of_group = (part.to(z.dtype) for part in model.posterior(embedding))
+        losses = -shard.share(len(z), config.infonce_batch) * log_density(standardised, of_group, spread_of_group).mean(0)
         return losses.sum(), {f"negative_log_likelihood_{g}": loss for g, loss in enumerate(losses, start=1)}
 
     result = fit(

@@ -46,7 +46,7 @@ class StimulusMemory(nn.Module):
     def remember(self, images: Tensor) -> None:
         """Takes the pictures [P, 1, H, W] in [−1, 1], rounded to 256 levels, in place of any it had."""
         self.pictures = ((images[:, 0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        exact = self.images
+        exact = self.images.to(images.dtype)
         both = torch.cat([exact, exact.flip(-1)])
         sample = torch.cat([both, _warped(both, 1)] if self.copies > 1 else [both]).flatten(1)
         self.mean = sample.mean(dim=0)
@@ -94,7 +94,7 @@ class StimulusMemory(nn.Module):
     def forward(self, scaled: Tensor, sigma: Tensor, own: Tensor | None = None) -> Tensor:
         """m(ȳ, σ), [n, 1, H, W], for ȳ [n, 1, H, W] and σ [n]; see `weights` for `own`."""
         with torch.autocast(scaled.device.type, enabled=False):
-            codes = self.weights(scaled.float(), sigma, own) @ self.codes
+            codes = self.weights(scaled.to(self.keys.dtype), sigma, own) @ self.codes
             return (codes @ self.basis.T + self.mean).view_as(scaled)
 
 
@@ -106,6 +106,6 @@ def _warped(images: Tensor, copy: int) -> Tensor:
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     first = torch.stack([cosine, -sine, SHIFT * draws[:, 2]], dim=1)
     second = torch.stack([sine, cosine, SHIFT * draws[:, 3]], dim=1)
-    grid = functional.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(torch.stack([first, second], dim=1).to(images.dtype), list(images.shape), align_corners=False)
     # What comes in from outside is background, which is −1.
     return functional.grid_sample(images + 1, grid, align_corners=False) - 1

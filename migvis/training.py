@@ -44,8 +44,17 @@ class Shard:
     world: int = 1
 
     def take(self, indices: Tensor) -> Tensor:
-        """This worker's rows of `indices` [n, …]; workers whose rank is at least n % world get one less when n % world > 0."""
+        """This worker's rows of `indices` [n, …]; workers whose rank is at least n % world get one less when n % world > 0.
+
+        Raises InputError where a worker would have none.
+        """
+        if len(indices) < self.world:
+            raise InputError(f"workers={self.world}: a batch of {len(indices)} samples is too small for as many workers")
         return indices[self.rank :: self.world]
+
+    def share(self, taken: int, rows: int) -> float:
+        """Factor on a mean over the `taken` samples of this worker, so that the mean over workers is that over all `rows`."""
+        return taken * self.world / rows
 
 
 WHOLE = Shard()

@@ -171,7 +171,7 @@ class UNet(nn.Module):
         scaled, variance = noisy / root, self.pixel_variance
         centred = scaled - self.pixel_mean
         total = variance + sigma.square()
-        time = self.time_mlp(time_embedding(t, self.base_width))
+        time = self.time_mlp(time_embedding(t, self.base_width).to(noisy.dtype))
         if condition is not None:
             time = time + condition
         seen = centred / total.sqrt()

@@ -138,7 +138,7 @@ def training_loss(
     normalised [n, N], pose [n, k] z-scored, category int64 [n], noise [n, D] standard normal. Means over
     samples are scaled so that their mean over workers is the global batch's. The loss holds PC only `with_pc`.
     """
-    share = normalised.shape[0] * shard.world / rows
+    share = shard.share(len(normalised), rows)
     mean, log_var = vae.encode_normalised(normalised)
     z = mean + (0.5 * log_var).exp() * noise
     terms = {"mse": share * F.mse_loss(vae.decode(z), normalised), "kl": share * kl_divergence(mean, log_var)}

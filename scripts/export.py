@@ -14,7 +14,7 @@ from migvis.errors import InputError
 from tune.redact import redact
 from tune.selection import Candidate, best_of
 from tune.study_folder import check_name, default_storage, read_study
-from tune.tracking import check_tracking
+from tune.tracking_uri import check_tracking
 
 FINISHED = "COMPLETE"
 

@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 """Seconds that a service may take to start or to stop on a busy machine."""
 
 
@@ -70,14 +70,10 @@ def end_group(child: subprocess.Popen[bytes], stop: signal.Signals = signal.SIGT
     """Sends `stop` to a process, and SIGKILL to what is left of its group 30 s later."""
     if child.poll() is None:
         child.send_signal(stop)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -122,16 +118,11 @@ class Postgres:
 
     def query(self, database: str, statement: str) -> list[tuple[Any, ...]]:
         """The rows of a statement, each outside a transaction."""
-        import psycopg2
+        import psycopg
 
-        connection = psycopg2.connect(self.uri(database))
-        connection.autocommit = True
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return list(cursor.fetchall()) if cursor.description else []
-        finally:
-            connection.close()
+        with psycopg.connect(self.uri(database), autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
 
     def create_database(self, name: str = "") -> str:
         """The name of a new, empty database."""
@@ -249,7 +240,7 @@ def object_store() -> Iterator[ObjectStore]:
     try:
         _write_swift(folder, ports, store)
         with ExitStack() as stack:
-            for server, port in ports.items():
+            for server, _port in ports.items():
                 log = folder / f"swift-{server}.log"
                 program = _swift_programs() / f"swift-{server}-server"
                 child = stack.enter_context(process([program, folder / f"{server}.conf", "-v"], log))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from migvis.config import CriticConfig
 from migvis.critic import Critic, critic_state, embed_pool, fit_critic, info_nce, load_critic, mi_bound
@@ -257,20 +257,3 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             fit_critic(**(good | change))
-
-
-def _worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    critic = small_fit(shard=Shard(rank, world))
-    if rank == 0:
-        save_file(critic_state(critic)[0], f"{folder}/critic.safetensors")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_workers_fit_the_critic_of_one(tmp_path: Path):
-    multiprocessing.spawn(_worker, args=(2, str(tmp_path)), nprocs=2)
-    shared = load_file(tmp_path / "critic.safetensors")
-    for name, value in critic_state(small_fit())[0].items():
-        torch.testing.assert_close(shared[name], value, atol=1e-4, rtol=1e-3)

@@ -40,6 +40,21 @@ def test_edit_grid_shows_every_pixel_unblended_at_whole_multiples(tmp_path: Path
     assert np.abs(shown - expected.repeat(3, 0).repeat(3, 1)).max() <= 1
 
 
+def test_edit_grid_leaves_a_wider_gap_after_each_block(tmp_path: Path) -> None:
+    row = [GridRow("row", torch.full((6, 1, 32, 32), -1.0))]
+    together, apart = (
+        picture(edit_grid(row, tmp_path / f"{block}.png", columns=list("abcdef"), block=block)) for block in (None, 2)
+    )
+    assert apart.shape[1] == together.shape[1] + 2 * 14
+
+    def gaps(pixels: np.ndarray) -> list[int]:
+        dark = np.flatnonzero((pixels < 10).sum(axis=0) > 90)
+        return [int(gap) - 1 for gap in np.diff(dark) if gap > 1]
+
+    assert gaps(together) == [6] * 5
+    assert gaps(apart) == [6, 20, 6, 20, 6]
+
+
 def test_edit_grid_rows_may_differ_in_length(tmp_path: Path) -> None:
     rows = [GridRow("source", discs(1)), GridRow("γ = 0.5", discs(4), ["a", "b", "c", "d"])]
     pixels = picture(edit_grid(rows, tmp_path / "deep" / "grid.png", columns=["1", "2", "3", "4"]))

@@ -9,15 +9,15 @@ import pytest
 
 
 def test_postgres_keeps_rows_and_asks_for_the_password(postgres) -> None:
-    import psycopg2
+    import psycopg
 
     database = postgres.create_database()
     postgres.query(database, "CREATE TABLE t (x int)")
     postgres.query(database, "INSERT INTO t VALUES (1), (2)")
     assert postgres.query(database, "SELECT sum(x) FROM t") == [(3,)]
     assert postgres.query(database, "SHOW server_version")[0][0].split(".")[0].isdigit()
-    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-        psycopg2.connect(replace(postgres, password="wrong").uri(database))
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(replace(postgres, password="wrong").uri(database))
 
 
 def test_object_store_keeps_objects_and_asks_for_the_key(object_store) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as distributed
 from torch import Tensor
 
 from migvis import randomness
@@ -260,35 +258,3 @@ def test_bad_training_data_is_named(field: str, message: str) -> None:
         category = category[:-1]
     with pytest.raises(InputError, match=message):
         fit_vae(responses, pose, category, SMALL, category_count=CATEGORIES, seed=0)
-
-
-WAIT = timedelta(seconds=120)
-
-
-def fit_shard(shard: Shard) -> NeuralVAE:
-    responses, pose, category = planted_population(count=150)
-    config = SMALL.model_copy(update={"epochs": 4, "batch_size": 25, "pc_weight": 0.01})
-    return fit_vae(responses.double(), pose, category, config, category_count=CATEGORIES, seed=0, shard=shard)[0]
-
-
-def run_worker(index: int, world: int, folder: Path) -> None:
-    """Rank index + 1; this process is rank 0, with index −1."""
-    rank = index + 1
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=WAIT)
-    try:
-        torch.save(vae_state(fit_shard(Shard(rank, world)))[0], folder / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
-
-
-def test_two_workers_fit_the_vae_of_one_in_float64(tmp_path: Path) -> None:
-    other = torch.multiprocessing.spawn(run_worker, args=(2, tmp_path), nprocs=1, join=False)
-    run_worker(-1, 2, tmp_path)
-    while not other.join():
-        pass
-    expected = vae_state(fit_shard(Shard()))[0]
-    assert all(tensor.dtype == torch.float64 for tensor in expected.values())
-    for rank in range(2):
-        tensors = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, tensor in expected.items():
-            torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-10)

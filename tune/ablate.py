@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune.command_line import Parser, interrupted_by_termination
+from tune.command_line import Parser, add_places, interrupted_by_termination
 
 if TYPE_CHECKING:
     from tune.ablation.run import Settings
@@ -52,9 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--subjects", nargs="+", default=[], metavar="NAME", help="subjects (default: as each ablation says)")
     add("--config", type=Path, metavar="FILE.yaml", help="a preset and what overrides it (default: tune/configs/quick.yaml)")
     add("--data", type=Path, metavar="FILE.h5", help="the data set (default: a synthetic one, made once)")
-    add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
-    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: sqlite in the storage folder)")
-    add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
+    add_places(result)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     add("--dry-run", action="store_true", help="print the runs, which stages exist already, and their estimated cost")
     add("--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="set one value; repeatable")
@@ -124,14 +122,14 @@ def settings_of(arguments: argparse.Namespace, given: Sequence[str]) -> Settings
     from tune.redact import redact
     from tune.study_config import load_study_config
     from tune.study_folder import default_storage, open_storage
-    from tune.tracking import absolute, check_tracking, default_uri
+    from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri
 
     for option, value, least in (("--seeds", arguments.seeds, 1), ("--seed", arguments.seed, 0)):
         if not least <= value < 2**31:
             raise InputError(f"{option}: expected {least} to {2**31 - 1}, got {value}")
     storage = open_storage(arguments.storage or default_storage())
     options = {} if arguments.data is None else {"data.path": str(arguments.data.resolve())}
-    uri = absolute(arguments.tracking_uri or default_uri(storage))
+    uri = absolute(given_uri(arguments.tracking_uri) or default_uri(storage))
     if not arguments.dry_run:
         check_tracking(uri)
     return Settings(
@@ -160,7 +158,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
         raise InputError("name an ablation, all, or a FILE.py; --list prints the named ones")
     from tune.ablation.run import NotHere, describe_plan, describe_total, open_outcome, run_ablation
     from tune.search_session import command_to_browse
-    from tune.tracking import default_uri
+    from tune.tracking_uri import default_uri
 
     # All are checked before the first is run: the last one's mistake shall not be found after hours.
     outcomes = []
@@ -196,10 +194,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted_by_termination()
     from migvis.errors import InputError
     from migvis.training import FitError
-    from tune.ray_session import prepare_ray_environment
+    from tune.ray_session import job_server, prepare_ray_environment
 
     try:
         prepare_ray_environment()  # before ray is imported, which reads some of it once
+        cluster = None if arguments.list else job_server(arguments.address)
+        if cluster is not None:
+            from tune.submission import submit
+
+            return submit("ablate", given, cluster)
         return run(arguments, given)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -13,6 +14,45 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a study lives, is shown and is run."""
+    add = parser.add_argument
+    add(
+        "--storage",
+        type=Path,
+        metavar="DIR",
+        help="where studies and stages are kept (default: MIGVIS_STORAGE, or ~/.local/share/migvis)",
+    )
+    add(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or database (default: MLFLOW_TRACKING_URI, or sqlite in the storage folder)",
+    )
+    add(
+        "--address",
+        metavar="RAY",
+        help="a cluster to run on (default: RAY_ADDRESS, or a local Ray): http://HEAD:8265 from anywhere, where --data and"
+        " --storage are paths on the cluster; auto or HOST:PORT on one of its hosts",
+    )
+
+
+def add_stores(parser: argparse.ArgumentParser) -> None:
+    """The options for hosts that share no folder."""
+    add = parser.add_argument
+    add(
+        "--stages",
+        metavar="DIR|URI",
+        help="where stages are kept: a folder, or s3://BUCKET/PREFIX with AWS_… in the environment (default: in the storage"
+        " folder)",
+    )
+    add(
+        "--database",
+        metavar="URL",
+        help="of trials and leases: postgresql://HOST/NAME with PGPASSWORD in the environment (default: sqlite in the storage"
+        " folder)",
+    )
 
 
 def interrupted_by_termination() -> None:

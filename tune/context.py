@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class StudyContext:
         folder = self.folder / "trials" / f"{number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def of_trials(self, threads: int, workers: int) -> StudyContext:
+        """As a trial reads it, which may have fewer CPU threads and workers than are wanted (tune.resources)."""
+        search = self.config.search.model_copy(update={"threads_per_trial": threads})
+        return replace(self, config=self.config.model_copy(update={"search": search}), workers=workers)
 
     def reporter(self, name: str) -> Reporter:
         """Progress towards the terminal, from any process that shares the study's folder."""

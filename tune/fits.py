@@ -69,7 +69,16 @@ def denoiser_job(
     """Fits the denoiser in this process or as one of several workers; rank 0 writes it to `folder`."""
     images = clean_pictures(dataset_at(data_path))
     config = DenoiserConfig.model_validate(fields)
-    unet, result = fit_denoiser(images, config, seed=seed, shard=shard, checkpoint=checkpoint, progress=progress, device=device())
+    unet, result = fit_denoiser(
+        images,
+        config,
+        seed=seed,
+        shard=shard,
+        checkpoint=checkpoint,
+        progress=progress,
+        device=device(),
+        precision=precision(),
+    )
     if shard.rank == 0:
         save_denoiser(folder, unet.cpu())
     return {"curves": result.curves}

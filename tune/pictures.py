@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from migvis.data import Dataset
@@ -57,30 +59,70 @@ def _scored_grid(dataset: Dataset, synthesis: Path, readings: dict[str, Tensor],
 
 
 def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, edit_step: float) -> dict[str, Path]:
-    """Grids of all groups: target_SUBJECT, each guided to the target's state, and shift_SUBJECT. edit_step: a fraction of T."""
+    """Grids of all groups: target_SUBJECT, each guided to the target's state, and shift_SUBJECT, a block of columns per stimulus.
+
+    edit_step: a fraction of T.
+    """
     shown = read_gallery(gallery)
     labelled = dataset.stimuli.category_id is not None
-    title = f"{subject}, edit step {edit_step:g} T"
-    sources = GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))
-    targets = GridRow("target", dataset.images(shown.target.numpy()), names_of(dataset, shown.target))
-    swept, shifted = [sources, targets], [sources]
-    for group, scale, shift, images in zip(
-        shown.group.tolist(), shown.scale.tolist(), shown.shift.tolist(), shown.images, strict=True
-    ):
-        rows, detail = (shifted, f"Δ = {shift:+g}") if shift else (swept, f"γ = {scale:g}")
-        rows.append(GridRow(f"{group_label(group, labelled)}\n{detail}", images))
-    names = {f"target_{subject}": (swept, "guided to the target's"), f"shift_{subject}": (shifted, "shifted by Δ sd")}
-    return {name: edit_grid(rows, folder / f"{name}.png", f"{title}: each group {how}") for name, (rows, how) in names.items()}
+    source, target = Column.of(dataset, "source", shown.source), Column.of(dataset, "target", shown.target)
+    scales = sorted(set(shown.scale[shown.shift == 0].tolist()))
+    shifts = sorted(set(shown.shift[shown.shift != 0].tolist()))
+    swept, shifted = {}, {}
+    for group in shown.group.unique().tolist():
+        own, label = shown.group == group, group_label(group, labelled)
+        doses = {scale: shown.images[own & (shown.shift == 0) & (shown.scale == scale)][0] for scale in scales}
+        steps = {shift: shown.images[own & (shown.shift == shift)][0] for shift in shifts}
+        swept[label] = [source, *(Column(f"γ = {scale:g}", images) for scale, images in doses.items()), target]
+        shifted[label] = _shifted(source, steps)
+    title = f"{subject}, edit step {edit_step:g} T: each group"
+    return {
+        f"target_{subject}": _blocks(swept, folder / f"target_{subject}.png", f"{title} guided to the target's"),
+        f"shift_{subject}": _blocks(shifted, folder / f"shift_{subject}.png", f"{title} shifted by Δ sd"),
+    }
+
+
+@dataclass(frozen=True)
+class Column:
+    """Pictures [n, 1, H, W] of n stimuli that stand under one header, and their names."""
+
+    header: str
+    images: Tensor
+    names: list[str] | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, header: str, rows: Tensor) -> Column:
+        return cls(header, dataset.images(rows.numpy()), names_of(dataset, rows))
+
+
+def _shifted(source: Column, steps: dict[float, Tensor]) -> list[Column]:
+    """The pictures by their shift Δ, from the most negative one through the source to the most positive one."""
+    columns = [Column(f"Δ = {shift:+g}", images) for shift, images in sorted(steps.items())]
+    negative = sum(shift < 0 for shift in steps)
+    return [*columns[:negative], source, *columns[negative:]]
+
+
+def _blocks(rows: dict[str, list[Column]], path: Path, title: str) -> Path:
+    """A grid in which the columns of one stimulus stand side by side, then those of the next."""
+    grid = []
+    for label, columns in rows.items():
+        count = len(columns[0].images)
+        captions = [(column.names or [""] * count)[stimulus] for stimulus in range(count) for column in columns]
+        images = torch.stack([column.images for column in columns], dim=1).flatten(0, 1)
+        grid.append(GridRow(label, images, captions if any(captions) else None))
+    headers = [column.header for column in columns]
+    return edit_grid(grid, path, title, headers * count, block=len(headers))
 
 
 def dimension_grid(dataset: Dataset, gallery: Path, path: Path, title: str) -> Path:
-    """Draws what build_dimension_gallery wrote as a PNG, a row per pair and shift; returns its path."""
+    """Draws what build_dimension_gallery wrote as a PNG, a row per pair and a block of columns per stimulus; returns its path."""
     shown = read_dimension_gallery(gallery)
-    rows = [GridRow("source", dataset.images(shown.source.numpy()), names_of(dataset, shown.source))]
-    for pair, shift, images in zip(shown.pair.tolist(), shown.shift.tolist(), shown.images, strict=True):
-        named = f"dimensions [{pair[0]}, {pair[1]}]" if pair[0] != pair[1] else f"dimension {pair[0]}"
-        rows.append(GridRow(f"{named}\nΔ = {shift:+g}", images))
-    return edit_grid(rows, path, title)
+    source = Column.of(dataset, "source", shown.source)
+    steps: dict[str, dict[float, Tensor]] = {}
+    for (first, second), shift, images in zip(shown.pair.tolist(), shown.shift.tolist(), shown.images, strict=True):
+        label = f"dimensions [{first}, {second}]" if first != second else f"dimension {first}"
+        steps.setdefault(label, {})[shift] = images
+    return _blocks({label: _shifted(source, own) for label, own in steps.items()}, path, title)
 
 
 def names_of(dataset: Dataset, rows: Tensor) -> list[str] | None:

@@ -8,7 +8,7 @@ import sys
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers share this environment: nothing to rebuild under `uv run`
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's only clock: 2 s by default, at every turn of it
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # importing torch on a busy machine takes more than the default 60
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a wait for room for a fit's workers: other fits may hold it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; a vanished node is seen by its dead worker anyway
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -27,3 +27,9 @@ def prepare_ray_environment() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def job_server(address: str | None) -> str | None:
+    """The cluster that a command line is sent to, named by `--address` or RAY_ADDRESS; None: it runs where it is."""
+    named = address or os.environ.get("RAY_ADDRESS", "")
+    return named.rstrip("/") if named.startswith(("http://", "https://")) else None

@@ -7,4 +7,5 @@ import re
 
 def redact(text: str) -> str:
     """`text` without the user names and passwords of the URIs in it."""
-    return re.sub(r"(\w[\w+.-]*://)[^/@\s]+@", r"\1", text)
+    text = re.sub(r"(\w[\w+.-]*://)[^/\s]+@", r"\1", text)
+    return re.sub(r"([?&](?:password|passwd|sslpassword|token)=)[^&#\s]+", r"\1", text, flags=re.IGNORECASE)

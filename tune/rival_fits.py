@@ -103,6 +103,7 @@ def conditional_job(
         checkpoint=checkpoint,
         progress=progress,
         device=device(),
+        precision=precision(),
     )
     if shard.rank == 0:
         save_conditional(folder, conditional.cpu())

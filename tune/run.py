@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tune.command_line import Parser, interrupted_by_termination
+from tune.command_line import Parser, add_places, add_stores, interrupted_by_termination
 
 if TYPE_CHECKING:
     from tune.context import Hooks
@@ -44,11 +44,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="FILE.h5", help="the data set (default: a synthetic one, made once)")
     add("--trials", type=int, metavar="N", help="trials in all; with --resume the new total")
     add("--study", metavar="NAME", help="the study's name (default: preset, date and time)")
-    add("--storage", type=Path, metavar="DIR", help="where studies and stages are kept (default: ~/.local/share/migvis)")
-    add("--stages", metavar="DIR or URI", help="a folder, or s3://BUCKET/PREFIX, for the stages (default: in the storage folder)")
-    add("--database", metavar="URL", help="of trials and leases: postgresql://HOST/NAME (default: sqlite beside the study)")
-    add("--tracking-uri", metavar="URI", help="MLflow server or database (default: sqlite in the storage folder)")
-    add("--address", metavar="RAY", help="a Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a local Ray)")
+    add_places(result)
+    add_stores(result)
     add("--seed", type=int, metavar="N", help="seed of the search and of every fit (default: 0)")
     add("--resume", action="store_true", help="go on with --study, or with the latest unfinished study")
     add("--dry-run", action="store_true", help="print the plan: stages, which exist already, and their estimated cost")
@@ -89,14 +86,19 @@ def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
     """Runs the command line and returns its exit code. hooks: the science, for tests (default: the package's own)."""
 
     arguments = sys.argv[1:] if argv is None else argv
-    parser().parse_args(arguments)  # --help and mistakes are answered before anything heavy is imported
+    values = parser().parse_args(arguments)  # --help and mistakes are answered before anything heavy is imported
     interrupted_by_termination()
     try:
         from migvis.errors import InputError
-        from tune.ray_session import prepare_ray_environment
+        from tune.ray_session import job_server, prepare_ray_environment
         from tune.study import Interrupted, StudyFailed, run_study
 
         prepare_ray_environment()  # before ray is imported, which reads some of it once
+        cluster = job_server(values.address)
+        if cluster is not None:
+            from tune.submission import submit
+
+            return submit("run", arguments, cluster)
         run_study(request_of(arguments), default_hooks if hooks is None else lambda: hooks)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,16 +11,20 @@ import socket
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ray
 from ray import tune
 
 from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
+from tune.placing import placing_of
 from tune.ray_session import prepare_ray_environment
 from tune.redact import redact
 from tune.search import LedgerSearcher
-from tune.tracking import artifacts_folder
+from tune.shared_storage import check_shared
+from tune.submitted import submitted
+from tune.tracking_uri import artifacts_folder
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {
@@ -36,11 +40,12 @@ _ENVIRONMENT = {
 _ATTEMPTS = 3
 
 
-def connect(address: str | None) -> bool:
-    """Joins the cluster at `address` (auto, HOST:PORT, ray://HOST:PORT), or starts a local Ray.
+def connect(address: str | None, storage: Path | None) -> bool:
+    """Joins the cluster at `address` (auto, HOST:PORT), or at RAY_ADDRESS, or starts a local Ray.
 
     Returns False where this process is connected already, so that whoever connected it disconnects it.
-    Raises InputError where no cluster answers, or a local Ray does not come up, and KeyboardInterrupt at SIGTERM.
+    Raises InputError where no cluster answers, one of its hosts does not share the `storage` folder (None: none need to), or a
+    local Ray does not come up, and KeyboardInterrupt at SIGTERM.
     """
     prepare_ray_environment()
     for name, value in _ENVIRONMENT.items():
@@ -49,7 +54,7 @@ def connect(address: str | None) -> bool:
         return False
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(address)
+        _connect(address or os.environ.get("RAY_ADDRESS") or None)
     except SystemExit:
         # Its handler, where a SIGTERM came while it was starting.
         raise KeyboardInterrupt from None
@@ -57,6 +62,8 @@ def connect(address: str | None) -> bool:
         # Ray puts a handler of its own there, which exits on the spot.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
+    if storage is not None:
+        check_shared(storage)
     return True
 
 
@@ -97,18 +104,13 @@ def _check_answers(address: str, timeout: float = 5.0) -> None:
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
     """Runs the search until the searcher says that it is finished; results go through the searcher.
 
-    Each trial takes `search.threads_per_trial` CPUs (at most all there are) and, where there are GPUs, an equal
-    share of them; next to nothing where its fits run on several workers, which it would else keep from starting.
+    Each trial takes what tune.resources says of the nodes that there are now.
     """
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    search = context.config.search
-    total = ray.cluster_resources()
-    resources = {"cpu": min(float(search.threads_per_trial), total.get("CPU", 1.0))}
-    if total.get("GPU"):
-        resources["gpu"] = min(1.0, total["GPU"] / search.concurrent_trials)
-    if search.fit_workers > 1:
-        resources = {"cpu": 0.01}
+    placing, _ = placing_of(context.config.search)
+    resources = {"cpu": placing.trial.cpus} | ({"gpu": placing.trial.gpus} if placing.trial.gpus else {})
+    context = context.of_trials(placing.threads, placing.workers)
     scratch = context.folder / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -116,6 +118,9 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
             tune.with_resources(trainable(context, hooks), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                # The searcher keeps to that by itself. Told of it, Tune starts so many processes at once: else one after
+                # the other, and while one is starting, trials of seconds go to those that there are.
+                max_concurrent_trials=context.config.search.concurrent_trials,
                 # The searcher ends the search; this only has to be more than it will ever ask for.
                 num_samples=1_000_000,
                 reuse_actors=True,
@@ -136,12 +141,20 @@ def command_to_browse(storage: Path, uri: str, default: str) -> str:
     """The command that serves a laptop's studies, or where a server already does; without credentials."""
     shown = redact(uri)
     if uri.startswith(("http://", "https://")):
-        return f"open {shown}"
+        return f"open {shown}{_by_way_of_the_head(uri)}"
     if uri == default:
         return f"bash mlflow/serve.sh {storage}"
     artifacts = artifacts_folder(uri, storage)
     destination = [] if artifacts is None else ["--artifacts-destination", str(artifacts)]
     return shlex.join(["mlflow", "server", "--backend-store-uri", shown, *destination, "--host", "127.0.0.1", "--workers", "1"])
+
+
+def _by_way_of_the_head(uri: str) -> str:
+    """How whoever sent this job gets to a server that only the cluster's head can reach."""
+    note, parts = submitted(), urlsplit(uri)
+    if note is None or parts.hostname not in ("127.0.0.1", "localhost"):
+        return ""
+    return f" through: ssh -NL {parts.port}:127.0.0.1:{parts.port} {urlsplit(note.address).hostname}"
 
 
 def _first_line(error: Exception) -> str:

@@ -35,7 +35,8 @@ from tune.study_folder import (
     read_study,
 )
 from tune.study_lock import held_in_database
-from tune.tracking import absolute, check_tracking, default_uri
+from tune.submitted import submitted
+from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Request:
     def resume_line(self, study: str) -> str:
         """The command that goes on with the study; credentials are left out."""
         words = ["python", "tune/run.py", "--study", study, "--resume"]
+        sent = submitted()
         given = {"--storage": self.storage, "--stages": self.stages, "--database": self.database}
-        given |= {"--tracking-uri": self.tracking_uri, "--address": self.address}
+        given |= {"--tracking-uri": self.tracking_uri, "--address": self.address if sent is None else sent.address}
         for option, value in given.items():
             if value is not None:
                 words += [option, redact(str(value))]
@@ -107,7 +109,9 @@ def open_study(request: Request) -> Opened:
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
     check_rule(config.search.rule)
     check_method(config)
-    uri = absolute(request.tracking_uri or (record.tracking_uri if record else None) or default_uri(storage))
+    # A study goes on where it was begun: its runs are there.
+    given = given_uri(request.tracking_uri) if record is None else request.tracking_uri or record.tracking_uri
+    uri = absolute(given or default_uri(storage))
     if not request.dry_run:
         check_tracking(uri)
     kept = (record.stages, record.database) if record else (None, None)

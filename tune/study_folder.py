@@ -26,7 +26,10 @@ _RESERVED = {"stages", "data", "mlflow-artifacts", "ablations"}
 
 
 def default_storage() -> Path:
-    """`migvis` in the user's data folder (XDG_DATA_HOME, or ~/.local/share): never inside the repository."""
+    """MIGVIS_STORAGE, which a cluster sets; else `migvis` in the user's data folder (XDG_DATA_HOME, or ~/.local/share)."""
+    named = os.environ.get("MIGVIS_STORAGE", "")
+    if named:
+        return Path(named)
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "migvis"
 

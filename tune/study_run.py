@@ -13,17 +13,19 @@ from migvis.errors import InputError
 from migvis.training import FitError
 from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
+from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
 from tune.search_report import write_search_report
 from tune.search_session import command_to_browse, connect, run_search
 from tune.selection import select
 from tune.space import SearchSpace
-from tune.stores import check_reach
+from tune.stores import check_reach, is_object_store
 from tune.study_files import fetch_trial, share_data
 from tune.study_folder import StudyFailed, StudyRecord
 from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_revision
-from tune.tracking import Tracker, artifacts_folder, default_uri
+from tune.tracking import Tracker
+from tune.tracking_uri import artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_error, stored_result
 from tune.trial_result import FinalResult, TrialResult
@@ -51,7 +53,7 @@ class StudyRun:
         self.summary = Summary(context, self.ledger, self.clock, self.revision)
         record.write(context.folder)
         self.display = Display(context.folder / "progress", hooks.expected_seconds)
-        self.tracker = Tracker(self._writer())
+        self.tracker = Tracker(self._writer(), say=self.display.say)
 
     def _open_ledger(self) -> Ledger:
         search, context = self.search, self.context
@@ -107,8 +109,11 @@ class StudyRun:
             self.display.say(f"study {self.context.study} in {self.context.folder}")
             self._show_trials()
             with self.clock.phase("start"):
-                self._started_ray = connect(address)
+                shared = None if is_object_store(self.context.stages_root) else self.context.storage
+                self._started_ray = connect(address, shared)
                 check_reach(self.context.stages_root, self.context.database, sum(node["Alive"] for node in ray.nodes()))
+                for note in placing_of(self.search)[1]:
+                    self.display.say(f"note: {note}")
             self.shared = share_data(self.context)
             for record in self.ledger.records():
                 if record.finished:
@@ -174,7 +179,7 @@ class StudyRun:
         self.display.say(f"selected trial {selected.trial} by {selected.rule}: {params_text(selected.params)}")
         if self.outcome is None or self.outcome.export is None:
             self.outcome = Outcome(selected)
-        self.final = self.hooks.finish(self.shared, selected)
+        self.final = near_gpus(self.hooks.finish, self.shared, selected)
         self.outcome = Outcome(selected, self.final.metrics, self.final.export)
         self.context.reporter("final").done()
         self._remember_stages("stages_final", self.final.stages)

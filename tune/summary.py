@@ -19,6 +19,7 @@ from tune.ledger import Ledger, TrialRecord
 from tune.notes import notes
 from tune.selection import Selected
 from tune.study_folder import write_text
+from tune.submitted import submitted
 from tune.tracking_writer import run_key
 from tune.trial_result import TrialResult, stage_totals
 
@@ -77,7 +78,13 @@ def earlier_sessions(folder: Path) -> tuple[dict[str, float], Outcome | None]:
 
 
 def git_revision(root: Path = ROOT) -> str:
-    """The revision of the source, with "-dirty" for uncommitted changes; "unknown" outside a repository."""
+    """The revision of the source, with "-dirty" for uncommitted changes; "unknown" outside a repository.
+
+    In a job that was sent to a cluster it is the sender's, whose source that is.
+    """
+    sent = submitted(root)
+    if sent is not None:
+        return sent.revision
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -170,6 +177,7 @@ class Summary:
             "metrics": {} if result is None else _finite(result.metrics),
             "constraint": record.constraint,
             "seconds": record.seconds,
+            "host": None if result is None else result.host,
             "error": record.error,
             "mlflow_run_id": self._ledger.remembered(run_key(record.number)),
         }

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import importlib.util
-import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from migvis.errors import InputError
 from tune.ledger import TrialRecord
 from tune.redact import redact
 from tune.tracking_writer import Writer, sent_key
@@ -21,74 +15,12 @@ from tune.tracking_writer import Writer, sent_key
 Job = Callable[[Writer], object]
 
 
-def default_uri(storage: Path) -> str:
-    """The laptop's tracking database, beside the studies."""
-    return f"sqlite:///{storage / 'mlflow.db'}"
-
-
-def absolute(uri: str) -> str:
-    """`uri` as it is understood from any folder: the path of a SQLite database made absolute."""
-    path = uri.removeprefix("sqlite:///")
-    return uri if path in (uri, ":memory:") else f"sqlite:///{Path(path).absolute()}"
-
-
-def artifacts_folder(uri: str, storage: Path) -> Path | None:
-    """Where a database's artifacts are kept: beside the studies; None: the server at `uri` decides."""
-    database = urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-    return storage / "mlflow-artifacts" if database else None
-
-
-def check_tracking(uri: str, timeout: float = 5.0) -> None:
-    """Raises InputError, one line and within `timeout` seconds or so, where `uri` cannot be tracked to."""
-    shown = f"--tracking-uri {redact(uri)}"
-    spec = importlib.util.find_spec("mlflow")
-    if spec is None or spec.origin is None:
-        raise InputError("mlflow: the library is not installed; `import mlflow` finds a folder of that name only")
-    try:
-        parts = urlsplit(uri)
-        port = parts.port
-    except ValueError as error:
-        raise InputError(f"{shown}: not a URI: {error}") from None
-    if parts.scheme in ("", "file"):
-        raise InputError(f"{shown}: expected sqlite:///FILE, http(s)://HOST:PORT or a database; MLflow keeps no plain folders")
-    if parts.scheme == "sqlite":
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"{shown}: the folder {folder} does not exist or cannot be written")
-        return
-    if not parts.hostname:
-        return  # a scheme of a hosted service, which MLflow resolves itself
-    port = port or {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}.get(parts.scheme.partition("+")[0], 80)
-    try:
-        if parts.scheme in ("http", "https"):
-            _check_http(parts.scheme, parts.hostname, port, parts.path.rstrip("/"), timeout)
-        else:
-            socket.create_connection((parts.hostname, port), timeout).close()
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown}: cannot be reached: {reason}") from None
-
-
-def _check_http(scheme: str, host: str, port: int, path: str, timeout: float) -> None:
-    kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=timeout)
-    try:
-        connection.request("GET", f"{path}/health")
-        status = connection.getresponse().status
-    finally:
-        connection.close()
-    # Access control answers 401 or 403 without credentials, which MLflow sends and this does not: the server is there.
-    if status >= 500:
-        raise OSError(f"the server answers {status}")
-    if status >= 400 and status not in (401, 403):
-        raise OSError(f"it answers {status} at /health, as no MLflow server does")
-
-
 def _is_passing(error: Exception) -> bool:
     """Whether an error may be gone after a while: the server is away or busy, the database is locked."""
-    status = getattr(error, "get_http_status_code", None)
+    response = getattr(error, "response", None)  # of an upload or a download
+    status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else getattr(response, "status_code", None)
     if status is not None:
-        return int(status()) >= 500 or int(status()) == 429
+        return int(status) >= 500 or int(status) == 429
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return False
     return isinstance(error, OSError) or type(error).__name__ in ("OperationalError", "TimeoutError")
@@ -99,7 +31,7 @@ class Tracker:
 
     capacity: calls that may wait. Beyond it a trial is not queued: the study's database still has it, and
     `catch_up` queues it later (at the end, and when a study is resumed). again: what sends the rest where not everything
-    arrives.
+    arrives. say: is told at once what will not be written, hours before `close` tells it.
     """
 
     def __init__(
@@ -110,8 +42,9 @@ class Tracker:
         first_wait: float = 0.5,
         longest_wait: float = 30.0,
         again: str = "--resume with this study",
+        say: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self._writer, self._again = writer, again
+        self._writer, self._again, self._say = writer, again, say
         self._jobs: queue.Queue[tuple[str, Job] | None] = queue.Queue(capacity)
         self._waits = (first_wait, longest_wait)
         self._stop = threading.Event()
@@ -208,10 +141,17 @@ class Tracker:
             except Exception as error:
                 # Anything that will not pass by itself is told at the end; the study never stops for its tracking.
                 if not _is_passing(error):
-                    self.problems.append(f"{self.uri}: {name} was not written: {redact(_first_line(error))}")
+                    self._tell(f"{self.uri}: {name} was not written: {redact(_first_line(error))}")
                     return
                 self._stop.wait(wait)
                 wait = min(2 * wait, longest)
+
+
+    def _tell(self, problem: str) -> None:
+        """Keeps a problem for `close`; the first one is said now."""
+        if not self.problems:
+            self._say(f"WARNING: {problem}")
+        self.problems.append(problem)
 
 
 def _first_line(error: Exception) -> str:

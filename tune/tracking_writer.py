@@ -31,10 +31,11 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 def import_mlflow() -> Any:
     """The mlflow module. Raises InputError where only this repository's folder of that name is found."""
-    # No usage reports, and a server that is away is noticed here rather than by MLflow's minutes of retries.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # A server that is away is noticed by the Tracker, rather than by MLflow's minutes of retries. One that hangs is waited
+    # for: a request that is given up and sent again may be carried out twice, as soon as it goes on.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     module = importlib.import_module("mlflow")
@@ -184,7 +185,8 @@ class Writer:
             self.client.set_terminated(run_id, status="FAILED")
             return
         constraint = {} if record.constraint is None else {"constraint": record.constraint}
-        self._log_result(run_id, record.result(), constraint, {"migvis.state": record.state})
+        result = record.result()
+        self._log_result(run_id, result, constraint, {"migvis.state": record.state, "migvis.host": result.host})
         self._remember(sent_key(record.number), True)
 
     def _log_result(self, run_id: str, result: TrialResult, more: Mapping[str, float], tags: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -20,10 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from migvis.errors import InputError
 from migvis.training import FitError, Progress, Shard
 from tune.ray_session import prepare_ray_environment
+from tune.resources import nodes_of, worker_share
 
+WAITS = 24
+"""How often a fit waits for room for its workers before it is given up, each time for what tune.ray_session says: two hours."""
 FitFunction = Callable[..., Any]
 ProgressCallback = Callable[[Progress], None]
 
@@ -116,14 +119,6 @@ def _quiet_and_interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def default_resources(threads: int) -> dict[str, float]:
-    """Per worker: one GPU where the cluster has any, and a CPU per thread, at most all (a quarter of one beside a GPU)."""
-    import ray
-
-    total = ray.cluster_resources()
-    return {"GPU": 1, "CPU": 0.25} if total.get("GPU", 0) else {"CPU": min(float(threads), total.get("CPU", 1.0))}
-
-
 def fit_with_ray_train(
     function: FitFunction,
     arguments: Mapping[str, Any],
@@ -132,11 +127,12 @@ def fit_with_ray_train(
     folder: Path,
     run_name: str,
     threads_per_worker: int = 1,
-    resources: Mapping[str, float] | None = None,
     progress: ProgressCallback | None = None,
     max_failures: int = 2,
 ) -> Any:
     """Calls `function(**arguments, shard=…, progress=…)` in `workers` workers and returns what rank 0 returned.
+
+    Each worker asks for what tune.resources.worker_share says.
 
     `function` is importable by name; `arguments` are small values and absolute paths, among them the checkpoint from
     which the fit resumes after the death of a worker (at most `max_failures` times) or of this process. `folder` is the
@@ -163,8 +159,8 @@ def fit_with_ray_train(
                 if is_final(error):
                     raise error
 
-    needs = dict(resources or default_resources(threads_per_worker))
-    _check_placeable(workers, needs)
+    share = worker_share(nodes_of(ray.nodes()), threads=threads_per_worker, workers=workers)
+    needs = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
     run_folder = Path(folder).absolute() / f".ray-train-{uuid.uuid4().hex[:8]}"
     run_folder.mkdir(parents=True)
     progress_file = run_folder / "progress.json"
@@ -173,14 +169,14 @@ def fit_with_ray_train(
         train_loop_config={
             "function": function,
             "arguments": dict(arguments),
-            "threads": threads_per_worker,
+            "threads": threads_per_worker if share.gpus else math.ceil(share.cpus),
             "progress_file": progress_file,
         },
-        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=needs.get("GPU", 0) > 0, resources_per_worker=needs),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=share.gpus > 0, resources_per_worker=needs),
         run_config=train.RunConfig(
             name=run_name,
             storage_path=str(run_folder),
-            failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+            failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=WAITS),
             logging_config=train.LoggingConfig(log_level="CRITICAL"),
             callbacks=[StopAtFinalError()],
         ),
@@ -192,16 +188,6 @@ def fit_with_ray_train(
         raise _own_error(failure, run_name) from None
     finally:
         shutil.rmtree(run_folder, ignore_errors=True)
-
-
-def _check_placeable(workers: int, needs: Mapping[str, float]) -> None:
-    """Raises InputError where the workers would wait for ever: Ray Train itself retries without end."""
-    import ray
-
-    total = ray.cluster_resources()
-    for name, amount in needs.items():
-        if workers * amount > total.get(name, 0):
-            raise InputError(f"workers={workers}: {workers} × {amount:g} {name} needed, the cluster has {total.get(name, 0):g}")
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -16,7 +16,7 @@ from migvis.weights import load_bank, load_critic_folder, load_vae_folder, read_
 from tune.context import StudyContext
 from tune.notes import cautions
 from tune.pictures import scored_pictures
-from tune.pipeline import StageResult
+from tune.pipeline import Stage, StageResult
 from tune.runner import Runner
 from tune.stage_data import dataset_at
 from tune.stages import Stages
@@ -53,14 +53,17 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
 
 def prepare(context: StudyContext) -> Prepared:
     """Builds the stages that all trials share: denoiser, pool, instruments, trajectory, embeddings."""
+    from tune.placing import near_gpus
+
     check_encoder(context.config.configuration)
-    runner = Runner(context, "prepare", "prepare")
+    reporter = context.reporter("prepare")
     stages = stages_of(context, context.config.configuration, ray_train=True)
     for caution in cautions(context.config.configuration, dataset_at(context.data_path)):
-        runner.reporter.line(f"note: {caution}")
+        reporter.line(f"note: {caution}")
     artifacts = {}
     for stage in stages.study_stages():
-        result = runner(stage)
+        # The denoiser's workers take GPUs of their own, wherever they are started from.
+        result = shared_stage(context, stage) if stage.kind == "denoiser" else near_gpus(shared_stage, context, stage)
         note = f"{stage.kind}: {'reused' if result.reused else f'built in {result.seconds:.0f} s'}"
         if stage.kind == "instruments":
             calibration = read_json(result.path / "instrument.json").get("calibration", {})
@@ -69,10 +72,15 @@ def prepare(context: StudyContext) -> Prepared:
             )
         if stage.kind == "trajectory":
             note += f"; inversion MSE at 0.9 T {read_json(result.path / 'trajectory.json')['inversion_mse_0.9T']:.2g}"
-        runner.reporter.line(note)
+        reporter.line(note)
         if stage.kind == "denoiser":
             artifacts["denoiser"] = result.path
-    return Prepared(stages=runner.records(), artifacts=artifacts)
+    return Prepared(stages=Runner(context, "prepare", "prepare").records(), artifacts=artifacts)
+
+
+def shared_stage(context: StudyContext, stage: Stage) -> StageResult:
+    """A stage of those that all trials share; built, if it is missing, in the process that calls this."""
+    return Runner(context, "prepare", "prepare")(stage)
 
 
 def seeds_of(context: StudyContext, count: int) -> range:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]],
             raise
         finally:
             reporter.done()
-        payload = as_the_driver_has_it(result, here, context).to_json()
+        payload = replace(as_the_driver_has_it(result, here, context), host=socket.gethostname()).to_json()
         write_json(folder / "result.json", {"params": params, "result": payload})
         send_trial(context, here, number)
         tune.report({PAYLOAD: payload})

@@ -18,7 +18,7 @@ class TrialResult:
     pruned: the gate ended the trial after its VAE, so there are no objectives.
     per_seed: a metric's value for each seed. curves: [(step, value), …] of fits. images, artifacts: files by name.
     stages: one record per stage that the trial used: {"kind", "key", "seconds", "reused"}.
-    seconds: wall time by part of the trial.
+    seconds: wall time by part of the trial. host: the name of the machine that ran it.
     """
 
     metrics: dict[str, float]
@@ -30,6 +30,7 @@ class TrialResult:
     artifacts: dict[str, Path] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    host: str = ""
 
     def to_json(self) -> str:
         """JSON text; non-finite numbers are written as Python's json does (NaN, Infinity)."""

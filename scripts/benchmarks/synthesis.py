@@ -23,6 +23,7 @@ from migvis.diffusion import fit_denoiser
 from migvis.guidance import Information
 from migvis.synthesis import Editor, Edits, GuidedEditor, make_bank, shift_edits
 from migvis.vae_fit import fit_vae
+from tune.fits import precision
 from tune.stage_data import clean_pictures, device, training_pictures
 
 STIMULI, SAMPLED = 16, 8
@@ -125,7 +126,7 @@ def _editor(config: Configuration, dataset: Dataset, steps: int) -> tuple[Editor
         device=place,
     )
     denoiser = config.denoiser.model_copy(update={"training_steps": steps})
-    unet, _ = fit_denoiser(pictures, denoiser, seed=0, device=place)
+    unet, _ = fit_denoiser(pictures, denoiser, seed=0, device=place, precision=precision())
     bank = make_bank(latents[training], torch.tensor(training), torch.tensor(picture), config.synthesis.bank_size, seed=0)
     variance = float(dataset.images(training).var(dim=0).mean())
     information = Information(critic.requires_grad_(False), bank)

@@ -23,7 +23,7 @@ from tune.stage_graph import Stage
 from tune.store import StageStore
 from tune.study_config import STUDY_PRESETS
 from tune.study_folder import StudyRecord, write_json
-from tune.tracking import default_uri
+from tune.tracking_uri import default_uri
 from tune.tracking_writer import Writer
 from tune.trial_result import TrialResult
 

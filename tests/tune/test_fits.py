@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from migvis.config import PRESETS, Configuration
 from migvis.data import load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
+from migvis.training import WHOLE, FitResult, Shard, StepLoss, Term, fit
 from migvis.weights import read_tensors
+from tune import fits
 from tune.pipeline import StageUse, ensure, ensure_together
 from tune.stages import Stages
 from tune.store import StageStore
@@ -24,7 +32,7 @@ TINY = Configuration(
     data=QUICK.data.model_copy(update={"stimulus_count": 128}),
     vae=QUICK.vae.model_copy(update={"epochs": 4, "batch_size": 32}),
     critic=QUICK.critic.model_copy(update={"infonce_batch": 16, "images_seen": 160, "minimum_steps": 10}),
-    denoiser=QUICK.denoiser.model_copy(update={"training_steps": 4, "batch_size": 8, "base_width": 8, "memory_copies": 2}),
+    denoiser=QUICK.denoiser.model_copy(update={"training_steps": 8, "batch_size": 8, "base_width": 8, "memory_copies": 2}),
     synthesis=QUICK.synthesis,
 )
 
@@ -34,19 +42,62 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_synthetic(TINY.data, tmp_path_factory.mktemp("set") / "set.h5")
 
 
-@pytest.mark.parametrize("kind", ["vae", "critic", "denoiser"])
-def test_two_workers_fit_what_one_fits_alone(local_ray, kind: str, data: Path, tmp_path: Path) -> None:
+def dying(job: Callable[..., dict[str, Any]], module: str, died: Path) -> Callable[..., dict[str, Any]]:
+    """A job whose fit, of `module`, writes a checkpoint every 2 steps, and whose last worker is killed once, in step 5.
+
+    Where the fit began is left beside `died`.
+    """
+
+    def run(*arguments: Any, shard: Shard = WHOLE, **options: Any) -> dict[str, Any]:
+        def fit_and_die(model: nn.Module, step_loss: StepLoss, **settings: Any) -> FitResult:
+            def loss(step: int) -> tuple[Tensor, Mapping[str, Term]]:
+                if step == 5 and shard.rank == shard.world - 1 and not died.exists():
+                    died.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step_loss(step)
+
+            result = fit(model, loss, **{**settings, "checkpoint_every": 2})
+            died.with_suffix(".resumed").write_text(str(result.start_step))
+            return result
+
+        importlib.import_module(module).fit = fit_and_die
+        return job(*arguments, shard=shard, **options)
+
+    return run
+
+
+@pytest.fixture
+def sent_to_workers(local_ray) -> Iterator[None]:
+    """Workers cannot import this file by name."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[dying.__module__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[dying.__module__])
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("vae", "migvis.vae_fit"), ("critic", "migvis.critic"), ("denoiser", "migvis.diffusion")]
+)
+def test_two_workers_of_which_one_is_killed_fit_what_one_fits_alone(
+    sent_to_workers, kind: str, module: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digest = load_dataset(data).digest
-    weights = []
+    weights, losses = [], []
+    died = tmp_path / "died"
     for workers in (1, 2):
+        if workers > 1:
+            monkeypatch.setattr(fits, f"{kind}_job", dying(getattr(fits, f"{kind}_job"), module, died))
         stages = Stages(data, digest, TINY, 0, threads=1, workers=workers)
         stage = stages.denoiser() if kind == "denoiser" else getattr(stages, kind)("M1", 0)
         seen: list[str] = []
         store = StageStore(tmp_path / str(workers))
         result = ensure(stage, store, progress=lambda _, update, seen=seen: seen.append(update.name))
         assert any("starting Ray Train" in name for name in seen) == (workers > 1)
-        assert result.log["curves"]["loss"], "the log of the fit is in the manifest"
+        losses.append(result.log["curves"]["loss"][-1][1])
         weights.append(read_tensors(result.path / f"{kind}.safetensors"))
+    assert died.with_suffix(".resumed").read_text() == "4"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor.float(), weights[1][name].float(), atol=2e-3, rtol=1e-2), name

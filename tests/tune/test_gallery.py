@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,16 +108,31 @@ def test_the_pictures_show_every_edit_in_its_row(made: Made, dataset_file: Path,
     distinct = torch.stack(list(direct.values())).flatten(1)
     assert float(torch.pdist(distinct).min()) > 0.05, "rows that look alike would hide a mistake"
 
+    edited = dict(zip([*swept, *shifted], shown.images, strict=True))
     names = dataset.stimuli.category_names
-    ends = {
-        name: GridRow(name, dataset.images(rows.numpy()), [names[int(dataset.stimuli.category_id[row])] for row in rows])
-        for name, rows in (("source", shown.source), ("target", shown.target))
-    }
-    rows = [GridRow(label, images) for label, images in zip([*swept, *shifted], shown.images, strict=True)]
-    title = "M1, edit step 0.6 T: each group"
+    doses = ["source", "γ = 250", "γ = 500", "γ = 2000", "target"]
+    steps = ["Δ = -2", "Δ = -0.5", "source", "Δ = +0.5", "Δ = +2"]
+
+    def row(label: str, headers: list[str]) -> GridRow:
+        images, captions = [], []
+        for stimulus in range(SHOWN_STIMULI):
+            for header in headers:
+                if header in ("source", "target"):
+                    place = int(getattr(shown, header)[stimulus])
+                    images.append(dataset.images(np.array([place]))[0])
+                    captions.append(names[int(dataset.stimuli.category_id[place])])
+                else:
+                    images.append(edited[f"{label}\n{header}"][stimulus])
+                    captions.append("")
+        return GridRow(label, torch.stack(images), captions)
+
+    def grid(headers: list[str], path: Path, how: str) -> Path:
+        rows = [row(label, headers) for label in ("group 1\n(pose)", "group 2\n(category)", "group 3")]
+        return edit_grid(rows, path, f"M1, edit step 0.6 T: each group {how}", headers * SHOWN_STIMULI, block=5)
+
     expected = {
-        "target_M1": edit_grid([*ends.values(), *rows[: len(swept)]], tmp_path / "t.png", f"{title} guided to the target's"),
-        "shift_M1": edit_grid([ends["source"], *rows[len(swept) :]], tmp_path / "s.png", f"{title} shifted by Δ sd"),
+        "target_M1": grid(doses, tmp_path / "t.png", "guided to the target's"),
+        "shift_M1": grid(steps, tmp_path / "s.png", "shifted by Δ sd"),
     }
     drawn = gallery_grids(dataset, gallery, tmp_path / "final", "M1", TINY.synthesis.edit_step)
     assert drawn.keys() == expected.keys()
@@ -159,11 +175,17 @@ def test_pairs_of_dimensions_move_those_two_alone_and_have_a_row_each(made: Made
         )
         torch.testing.assert_close(edited, editor.edit(images, states, edits), rtol=0, atol=1e-4)
     drawn = dimension_grid(dataset, path, tmp_path / "d.png", "title")
-    labels = [f"dimensions [{a}, {b}]\nΔ = {shift:+g}" for (a, b), shift in rows]
     names = dataset.stimuli.category_names
-    first = GridRow("source", images, [names[int(dataset.stimuli.category_id[row])] for row in source.tolist()])
-    grid = [GridRow(label, edited) for label, edited in zip(labels, shown["images"], strict=True)]
-    assert drawn.read_bytes() == edit_grid([first, *grid], tmp_path / "e.png", "title").read_bytes()
+    captions = ["", "", "source", "", ""] * SHOWN_STIMULI
+    for place, row in enumerate(source.tolist()):
+        captions[5 * place + 2] = names[int(dataset.stimuli.category_id[row])]
+    grid = []
+    for place, (a, b) in enumerate(((1, 2), (1, 3), (2, 3))):
+        most, less, more, largest = shown["images"][4 * place : 4 * place + 4]
+        ordered = [column[k] for k in range(SHOWN_STIMULI) for column in (most, less, images, more, largest)]
+        grid.append(GridRow(f"dimensions [{a}, {b}]", torch.stack(ordered), captions))
+    headers = ["Δ = -2", "Δ = -0.5", "source", "Δ = +0.5", "Δ = +2"] * SHOWN_STIMULI
+    assert drawn.read_bytes() == edit_grid(grid, tmp_path / "e.png", "title", headers, block=5).read_bytes()
 
 
 def test_a_group_that_does_not_exist_has_no_dimensions(made: Made) -> None:

@@ -227,6 +227,16 @@ def test_fit_that_fails_before_the_first_trial_is_one_line(local_ray, storage, s
     assert summary_of(storage, "n")["state"] == "failed"
 
 
+def test_more_workers_than_the_cluster_has_room_for_are_refused_before_anything_is_fitted(
+    local_ray, storage, science, capsys
+) -> None:
+    def never(context) -> None:
+        raise AssertionError
+
+    line = fails(capsys, storage, replace(science, prepare=never), "--study", "w", "--set", "search.fit_workers=3")
+    assert line.endswith("search.fit_workers=3: so many workers with a CPU each cannot be placed; the cluster has 1 × 2 CPU")
+
+
 def test_storage_that_cannot_be_written(tmp_path, science, capsys) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import http.server
-import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from migvis.errors import InputError
 from tune.ledger import TrialRecord
-from tune.redact import redact
 from tune.search_session import command_to_browse
-from tune.tracking import Tracker, absolute, artifacts_folder, check_tracking, default_uri
-from tune.tracking_writer import Writer, create_database, import_mlflow, run_key, sent_key
+from tune.tracking import Tracker
+from tune.tracking_uri import absolute, artifacts_folder, default_uri
+from tune.tracking_writer import Writer, create_database, run_key, sent_key
 from tune.trial_result import TrialResult
 
 
@@ -238,6 +234,28 @@ def test_error_that_does_not_pass_is_told_and_skipped(tmp_path) -> None:
     assert "pw" not in line
 
 
+class Refused(OSError):
+    """An upload's error, as requests raises it: an OSError with a response."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} for url: http://server/x")
+        self.response = type("Response", (), {"status_code": status})
+
+
+@pytest.mark.parametrize(("status", "passes"), [(403, False), (404, False), (503, True), (429, True)])
+def test_an_upload_that_is_refused_is_told_at_once_and_one_that_may_pass_is_repeated(tmp_path, status, passes) -> None:
+    writer, said = RecordingWriter(away=2, error=Refused(status)), []
+    tracker = Tracker(writer, first_wait=0.01, say=said.append)
+    tracker._thread.start()
+    for number in range(3):
+        tracker.trial_ended(record_of(number, tmp_path))
+    problems = tracker.close(10)
+    assert [call[1].number for call in writer.calls] == ([0, 1, 2] if passes else [2])
+    assert len(problems) == (0 if passes else 2)
+    assert said == [f"WARNING: {line}" for line in problems[:1]]
+    assert "secret" not in "".join(said)
+
+
 def test_full_queue_is_caught_up_from_the_study(tmp_path) -> None:
     writer = RecordingWriter()
     tracker = Tracker(writer, capacity=2)
@@ -260,66 +278,6 @@ def test_trial_that_will_be_tried_again_keeps_its_run_open(tmp_path) -> None:
     tracker.trial_ended(record_of(0, tmp_path, state="WAITING", result_json=None))
     tracker.close(10)
     assert writer.calls == []
-
-
-def test_redact() -> None:
-    assert (
-        redact("at postgresql+psycopg2://me:pw@db:5432/x and http://a:b@h") == "at postgresql+psycopg2://db:5432/x and http://h"
-    )
-    assert redact("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "http://user:secret@127.0.0.1:9",
-        "postgresql://user:secret@127.0.0.1:9/x",
-        "sqlite:////no/such/folder/m.db",
-        "mlruns",
-        "http://h:x",
-    ],
-)
-def test_unreachable_is_one_line_within_seconds(uri) -> None:
-    begin = time.monotonic()
-    with pytest.raises(InputError) as caught:
-        check_tracking(uri, timeout=2)
-    assert time.monotonic() - begin < 5
-    assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
-    assert str(caught.value).startswith("--tracking-uri ")
-
-
-def test_a_server_that_answers_is_reachable(tmp_path) -> None:
-    class Health(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response({"/health": 200, "/elsewhere/health": 500, "/guarded/health": 401}.get(self.path, 404))
-            self.end_headers()
-
-        def log_message(self, *arguments) -> None:
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Health)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    check_tracking(f"http://127.0.0.1:{server.server_port}/")
-    with pytest.raises(InputError, match="500"):
-        check_tracking(f"http://127.0.0.1:{server.server_port}/elsewhere")
-    with pytest.raises(InputError, match="404 at /health, as no MLflow server"):
-        check_tracking(f"http://127.0.0.1:{server.server_port}/another-service")
-    check_tracking(f"http://127.0.0.1:{server.server_port}/guarded")
-    server.shutdown()
-    check_tracking(default_uri(tmp_path))
-
-
-def test_a_folder_named_mlflow_is_not_the_library(tmp_path, monkeypatch) -> None:
-    (tmp_path / "mlflow").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(InputError, match="not installed"):
-        import_mlflow()
-    with pytest.raises(InputError, match="not installed"):
-        check_tracking(default_uri(tmp_path))
-    monkeypatch.delitem(sys.modules, "mlflow")
 
 
 def test_database_is_created_whole_and_once(blank_mlflow) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from migvis.errors import InputError
@@ -16,7 +16,7 @@ from migvis.training import FitError
 from migvis.weights import read_json
 from tune.ablation.outcome import Cell, Outcome, slug
 from tune.context import StudyContext
-from tune.pipeline import Stage, StageUse
+from tune.pipeline import Stage, StageResult, StageUse
 from tune.progress import Display
 from tune.runner import Runner
 from tune.store_lock import in_use
@@ -58,22 +58,26 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
     display.trials(len(cells) - len(unfinished), len(cells), context.config.search.concurrent_trials)
     missing = stages_missing(outcome, unfinished)
     if missing:
+        from tune.placing import near_gpus, placing_of
         from tune.search_session import connect
 
         for stages in outcome.stages.values():
             check_encoder(stages.configuration)
         display.phase("start")
-        connect(address)
+        connect(address, context.storage)
+        for note in placing_of(context.config.search)[1]:
+            display.say(f"note: {note}")
         display.phase("shared stages")
-        shared = Runner(context, "shared", "shared")
         for stage in _shared(outcome, missing):
-            display.say(f"{stage}: {shared(stage).seconds:.0f} s")
+            # The denoiser's workers take GPUs of their own, wherever they are started from.
+            result = build_shared(context, stage) if stage.kind == "denoiser" else near_gpus(build_shared, context, stage)
+            display.say(f"{stage}: {result.seconds:.0f} s")
         # Small models are fitted together, all cases and seeds at once where their shapes allow it.
         try:
-            shared.together([stage for stage in missing if stage.together is not None])
+            near_gpus(build_together, context, [stage for stage in missing if stage.together is not None])
         except FitError as error:
             display.say(f"not fitted together, but one by one, since one ends all: {error}")
-        _note(outcome, shared.uses)
+        _note(outcome, Runner(context, "shared", "shared").uses)
         context.reporter("shared").done()
     unfinished = [cell for cell in unfinished if stages_missing(outcome, [cell])]
     display.phase("runs")
@@ -91,21 +95,26 @@ def _shared(outcome: Outcome, missing: Iterable[Stage]) -> list[Stage]:
 def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> None:
     import ray
 
-    search, total = outcome.context.config.search, ray.cluster_resources()
-    cpus = min(float(search.threads_per_trial), total.get("CPU", 1.0))
-    gpus = min(1.0, total["GPU"] / search.concurrent_trials) if total.get("GPU") else 0.0
-    if search.fit_workers > 1:
-        cpus, gpus = 0.01, 0.0  # its fits run on workers of their own, which it would keep from starting
+    from tune.placing import placing_of
+
+    search = outcome.context.config.search
+    placing, _ = placing_of(search)
+    context, share = outcome.context.of_trials(placing.threads, placing.workers), placing.trial
+    stages_of_case = {
+        name: replace(stages, threads=placing.threads, workers=placing.workers, ray_train=False)
+        for name, stages in outcome.stages.items()
+    }
     # A worker that dies takes its task with it: it is tried again, and finds what the first attempt had finished.
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=search.retries)(build_cell)
+    task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=search.retries)(build_cell)
     left: list[Cell] = list(reversed(cells))
     waiting: dict[Any, Cell] = {}
     done = len(outcome.readings) - len(cells)
     while left or waiting:
         while left and len(waiting) < search.concurrent_trials:
             cell = left.pop()
-            stages = [reading.stage for reading in outcome.readings[cell]]
-            waiting[task.remote(outcome.context, str(cell), stages)] = cell
+            readings = outcome.study.read(stages_of_case[cell.case], cell.subject, cell.seed)
+            stages = [reading.stage for reading in readings]
+            waiting[task.remote(context, str(cell), stages)] = cell
         (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
         cell = waiting.pop(ready)
         try:
@@ -125,6 +134,16 @@ def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> N
         else:
             outcome.failed[cell] = built.error
             display.say(f"{cell} FAILED: {built.error}")
+
+
+def build_shared(context: StudyContext, stage: Stage) -> StageResult:
+    """A stage that all cells share; built, if it is missing, in the process that calls this."""
+    return Runner(context, "shared", "shared")(stage)
+
+
+def build_together(context: StudyContext, stages: list[Stage]) -> None:
+    """Builds small models at once in this process."""
+    Runner(context, "shared", "shared").together(stages)
 
 
 def build_cell(context: StudyContext, title: str, stages: list[Stage]) -> Built:

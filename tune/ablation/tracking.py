@@ -13,9 +13,11 @@ from migvis.weights import read_json
 from tune.ablation.algebra import Case, configured
 from tune.ablation.outcome import Cell, Outcome, slug
 from tune.pictures import scored_pictures
+from tune.redact import redact
 from tune.study_folder import write_json
 from tune.summary import git_revision
-from tune.tracking import Tracker, artifacts_folder
+from tune.tracking import Tracker
+from tune.tracking_uri import artifacts_folder
 from tune.tracking_writer import EXPERIMENT, Writer
 from tune.trial_result import TrialResult
 
@@ -24,7 +26,7 @@ def start_tracking(outcome: Outcome, uri: str) -> Tracker:
     """A tracker of this study; a study of the same name with another configuration is another run."""
     context, path = outcome.context, outcome.context.folder / "mlflow_runs.json"
     params = context.config.identity()["configuration"]
-    identity = json.dumps([context.study, params, context.data_digest, context.seed, uri], sort_keys=True)
+    identity = json.dumps([context.study, params, context.data_digest, context.seed, redact(uri)], sort_keys=True)
     study_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
     stored = read_json(path) if path.exists() else {}
     known: dict[str, Any] = stored.get(study_id, {})
@@ -53,7 +55,7 @@ def start_tracking(outcome: Outcome, uri: str) -> Tracker:
         remember=remember,
         experiment=f"{EXPERIMENT} {context.study}",
     )
-    tracker = Tracker(writer, again="the same command")
+    tracker = Tracker(writer, again="the same command", say=print)
     tracker.start()
     return tracker
 

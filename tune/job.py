@@ -1,0 +1,162 @@
+"""A job on a cluster, followed from here: its output as it comes, through lost connections, until its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+from migvis.errors import InputError
+
+_LAST_LINE_OF_RAY = "Running entrypoint for job "
+"""The output begins after it."""
+
+
+class Lost(Exception):
+    """The cluster does not answer."""
+
+
+def check_answers(address: str, timeout: float = 5.0) -> None:
+    """Raises InputError where nothing listens at an http address."""
+    try:
+        _connect(address, timeout)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _connect(address: str, timeout: float) -> None:
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    socket.create_connection((parts.hostname or "", port), timeout).close()
+
+
+class Job:
+    """The job `name` of the cluster at `address`, through Ray's client.
+
+    patience: seconds for which a cluster that does not answer is tried again. quiet: seconds without output after which it is
+    asked whether it is there: a host that lost its power never says so.
+    """
+
+    def __init__(
+        self, client: Any, address: str, name: str, *, out: TextIO | None = None, patience: float = 600, quiet: float = 30
+    ) -> None:
+        self._client, self._address, self._name = client, address, name
+        self._out, self._patience, self._quiet = out or sys.stdout, patience, quiet
+        self._printed = 0
+        self._begun = False
+
+    def follow(self) -> int:
+        """Prints the job's output until it ends; its exit code, or 130 where Ctrl-C stopped it."""
+        self._say(f"job {self._name} at {self._address}; Ctrl-C stops it")
+        self._say(f"to look on from elsewhere: {self._command('logs --follow')}")
+        try:
+            return self._follow()
+        except KeyboardInterrupt:
+            return self._stop()
+
+    def _follow(self) -> int:
+        lost_at: float | None = None
+        while True:
+            try:
+                asyncio.run(self._print_output())
+                info = self._info()
+            except Lost as lost:
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    self._say(f"the connection to {self._address} is lost, trying again: {lost}")
+                elif time.monotonic() - lost_at > self._patience:
+                    self._say(f"gave up; if the cluster is still there, so is the job: {self._command('logs --follow')}")
+                    return 1
+                time.sleep(2)
+                continue
+            lost_at = None
+            if info is None:
+                self._say(
+                    f"{self._address} does not know the job any more, its head was started anew; go on with the same words and"
+                    " --resume"
+                )
+                return 1
+            if info.status.is_terminal():
+                return self._exit_code(info)
+            time.sleep(1)
+
+    def _exit_code(self, info: Any) -> int:
+        if info.status.value == "STOPPED":
+            return 130
+        if info.driver_exit_code is None and info.status.value != "SUCCEEDED":
+            self._say(f"error: {self._name}: {' '.join((info.message or 'it failed').split())}")
+            return 1
+        return int(info.driver_exit_code or 0)
+
+    def _stop(self) -> int:
+        self._say("stopping the job; Ctrl-C again leaves it running")
+        try:
+            self._reachable()
+            self._client.stop_job(self._name)
+            self._follow()
+        except (KeyboardInterrupt, Lost, OSError, RuntimeError):
+            self._say(f"it may go on; stop it with: {self._command('stop')}")
+        return 130
+
+    def _command(self, what: str) -> str:
+        return f"ray job {what} --address {self._address} {self._name}"
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    def _reachable(self) -> None:
+        try:
+            _connect(self._address, 5.0)
+        except OSError as error:
+            raise Lost(error.strerror or str(error)) from None
+
+    def _info(self) -> Any:
+        """What the cluster knows of the job; None: it does not know it."""
+        self._reachable()
+        try:
+            return self._client.get_job_info(self._name)
+        except (OSError, RuntimeError) as error:
+            if "404" in str(error):
+                return None
+            raise Lost(_first_line(error)) from None
+
+    async def _print_output(self) -> None:
+        """Prints what is new of the job's output, until that ends. Raises Lost."""
+        import aiohttp
+
+        stream = self._client.tail_job_logs(self._name)
+        seen = 0
+        waiting: asyncio.Task[str] | None = None
+        try:
+            while True:
+                waiting = waiting or asyncio.ensure_future(anext(stream))
+                done, _ = await asyncio.wait({waiting}, timeout=self._quiet)
+                if not done:
+                    await asyncio.to_thread(self._reachable)
+                    continue
+                text, waiting = waiting.result(), None
+                # A connection made anew hands out everything from the beginning.
+                self._print(text[max(0, self._printed - seen) :])
+                seen += len(text)
+                self._printed = max(self._printed, seen)
+        except StopAsyncIteration:
+            return
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            raise Lost(_first_line(error)) from None
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+
+    def _print(self, text: str) -> None:
+        for line in text.splitlines(keepends=True):
+            if self._begun:
+                self._out.write(line)
+            self._begun = self._begun or line.startswith(_LAST_LINE_OF_RAY)
+        self._out.flush()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
