@@ -39,8 +39,16 @@ def put_manifest(objects: Objects, name: str, content: Content) -> str:
 
 def manifest_of(objects: Objects, name: str) -> tuple[Content, str] | None:
     """The manifest's content and seal; none where there is none. Raises DamagedStage."""
-    text = objects.read(f"{name}/{MANIFEST}")
-    return None if text is None else unsealed(text, f"{objects.uri}/{name}/{MANIFEST}")
+    before: bytes | None = b""
+    while True:
+        text = objects.read(f"{name}/{MANIFEST}")
+        try:
+            return None if text is None else unsealed(text, f"{objects.uri}/{name}/{MANIFEST}")
+        except DamagedStage:
+            # A reader that asks for the size first gets a mixture where it is replaced meanwhile: that reads otherwise next time.
+            if text == before:
+                raise
+            before = text
 
 
 def fetch_files(objects: Objects, name: str, content: Content, folder: Path) -> None:

@@ -36,13 +36,17 @@ CostSource = Literal["stored", "observed", "expected"]
 
 @dataclass(frozen=True)
 class StageUse:
-    """One use of a stage: `seconds` is what building it cost when it was built, now or at any time before."""
+    """One use of a stage: `seconds` is what building it cost when it was built, now or at any time before.
+
+    damage: of the stage that was found instead, why it had to be built again.
+    """
 
     kind: str
     key: str
     label: str
     seconds: float
     reused: bool
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,11 @@ def ensure(
 
     def finished(manifest: Manifest, reused: bool) -> StageResult:
         if uses is not None:
-            uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused))
+            uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused, damages.get(stage.key, "")))
         path = store.path(stage.kind, stage.key)
         return StageResult(path, stage.key, manifest.seconds, reused, manifest.log)
 
+    damages: dict[str, str] = {}
     while True:
         damaged = False
         try:
@@ -96,7 +101,7 @@ def ensure(
         if lease is None:
             continue
         with lease:
-            if _usable(stage, store):
+            if _usable(stage, store, damages):
                 continue
             (manifest,) = build([started], [lease], store, lambda contexts: stage.build(*contexts))
         if manifest is not None:
@@ -130,12 +135,13 @@ def ensure_together(
         needed = {stage.key: _inputs(stage, store, uses, options) for stage in missing}
         with contextlib.ExitStack() as held:
             building, leases = [], []
+            damages: dict[str, str] = {}
             for stage in missing:
                 started = Building(stage, store, needed[stage.key], progress)
                 lease = _lease(started, store, heartbeat, patience)
                 if lease is not None:
                     held.enter_context(lease)
-                    if not _usable(stage, store):
+                    if not _usable(stage, store, damages):
                         building.append(started)
                         leases.append(lease)
             together = missing[0].together
@@ -144,7 +150,11 @@ def ensure_together(
                 continue
             manifests = build(building, leases, store, together.build)
         if uses is not None:
-            uses += [StageUse(one.kind, one.key, one.label, one.seconds, reused=False) for one in manifests if one is not None]
+            uses += [
+                StageUse(one.kind, one.key, one.label, one.seconds, reused=False, damage=damages.get(one.key, ""))
+                for one in manifests
+                if one is not None
+            ]
 
 
 def _inputs(stage: Stage, store: Store, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:
@@ -164,14 +174,15 @@ def _lease(started: Building, store: Store, heartbeat: float, patience: float, *
         )
 
 
-def _usable(stage: Stage, store: Store) -> bool:
-    """With the lease held: whether somebody finished the stage meanwhile; a damaged one is moved aside."""
+def _usable(stage: Stage, store: Store, damages: dict[str, str]) -> bool:
+    """With the lease held: whether somebody finished the stage meanwhile; a damaged one is moved aside, and noted by key."""
     try:
         return store.read(stage.kind, stage.key) is not None
     except DamagedStage as damage:
         with store.storage_errors():
             aside = store.quarantine(stage.kind, stage.key)
-        logger.warning("%s; moved to %s, and built again", damage, aside)
+        damages[stage.key] = f"{damage}; moved to {aside}, and built again"
+        logger.warning(damages[stage.key])
         return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -69,7 +69,9 @@ class Runner:
         """The first use of each stage, as TrialResult and the summary want them: what is fitted here is not reused here."""
         first: dict[tuple[str, str], StageUse] = {}
         for use in self.uses:
-            first.setdefault((use.kind, use.key), use)
+            known = first.setdefault((use.kind, use.key), use)
+            if use.damage and not known.damage:
+                first[use.kind, use.key] = replace(known, damage=use.damage)
         return [asdict(use) for use in first.values()]
 
     def seconds(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from migvis.errors import InputError
 from tune.context import StudyContext
-from tune.manifest import DamagedStage, file_digest
+from tune.manifest import MANIFEST, Content, DamagedStage, file_digest
 from tune.object_store import ObjectStore
 from tune.object_trees import fetch_files, manifest_of, put_files, put_manifest
 from tune.trial_result import TrialResult
@@ -85,13 +85,13 @@ def _bring_data(store: ObjectStore, context: StudyContext) -> Path:
                 try:
                     fetch_files(store.objects, place, found, aside)
                 except DamagedStage as damage:
-                    store.objects.delete(f"{place}/manifest.json")
+                    store.objects.delete(f"{place}/{MANIFEST}")
                     raise InputError(f"{damage}; start the driver again") from None
                 aside.rename(folder)
     return folder / _DATA_FILE
 
 
-def _readable(store: ObjectStore, place: str) -> dict | None:  # type: ignore[type-arg]
+def _readable(store: ObjectStore, place: str) -> Content | None:
     """A manifest's content; none where there is none, or a damaged one."""
     try:
         found = manifest_of(store.objects, place)
