@@ -15,6 +15,7 @@ from typing import Any
 
 from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
+from tune.database import without_password
 from tune.redact import redact
 from tune.selection import check_rule
 from tune.space import SearchSpace
@@ -115,6 +116,9 @@ def open_study(request: Request) -> Opened:
     if not request.dry_run:
         check_tracking(uri)
     kept = (record.stages, record.database) if record else (None, None)
+    if record and record.database and request.database and without_password(request.database) != record.database:
+        shown = f"--database {redact(request.database)}"
+        raise InputError(f"{shown}: study {record.name} was begun with {redact(record.database)}, which has its trials")
     places = places_of(storage, request.stages or kept[0], request.database or kept[1], check=not request.dry_run)
     if is_object_store(places.stages) and config.search.fit_workers > 1:
         raise InputError(

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,19 +77,45 @@ if __name__ == "__main__":
 
 
 class Drivers:
-    """Drivers of studies, each a process; `host` is what a host has of its own."""
+    """Drivers of studies, each a process, and a Ray with the workers of them all; each host has a cache of its own."""
 
     def __init__(self, folder: Path, storage: Path, **environment: str) -> None:
         self.folder, self.storage = folder, storage
         self.calls = folder / "calls.txt"
         self.script = folder / "driver.py"
         self.script.write_text(SCIENCE)
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "CALLS": str(self.calls), **environment}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", **environment}
+        self.address = ""
+
+    @contextmanager
+    def workers(self, **environment: str) -> Iterator[None]:
+        """Starts Ray with this environment, and ends it."""
+        own = {"CALLS": str(self.calls), "MIGVIS_CACHE": str(self.folder / "cache-workers"), "RAY_USAGE_STATS_ENABLED": "0"}
+        for attempt in range(5):
+            port = services.free_port()
+            with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as short:
+                command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+                command += ["--node-ip-address=127.0.0.1", f"--temp-dir={short}", "--include-dashboard=false"]
+                command += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000"]
+                log = self.folder / f"ray-{attempt}.log"
+                with services.process(command, log, env={**self.environment, **own, **environment}) as ray:
+
+                    def up(ray: subprocess.Popen = ray, log: Path = log) -> bool:
+                        return ray.poll() is not None or "Ray runtime started" in log.read_text()
+
+                    services.wait_until(up, "Ray")
+                    if ray.poll() is not None:
+                        continue  # a busy machine is too slow for its own patience of 30 s
+                    self.address = f"127.0.0.1:{port}"
+                    yield
+                    return
+        raise RuntimeError("Ray did not start")
 
     def start(self, *arguments: str, host: str = "a", **environment: str) -> subprocess.Popen:
-        command = [sys.executable, str(self.script), "--storage", str(self.storage), "--tracking-uri", self.tracking, *arguments]
+        command = [sys.executable, str(self.script), "--storage", str(self.storage), "--tracking-uri", self.tracking]
         own = {**self.environment, "MIGVIS_CACHE": str(self.folder / f"cache-{host}"), **environment}
-        return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        words = [*command, "--address", self.address, *arguments]
+        return subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     @property
     def tracking(self) -> str:
@@ -122,60 +150,63 @@ def test_a_study_on_s3_and_postgresql_killed_and_resumed_elsewhere(
 ) -> None:
     bucket, database = object_store.create_bucket(), postgres.uri(postgres.create_database())
     drivers = Drivers(tracked, tracked / "storage", **object_store.environment)
-    drivers.environment.pop("PGPASSWORD", None)
     uri = f"s3://{bucket}/migvis"
     given = ["--study", "s", "--trials", "4", "--stages", uri, "--database", database]
-    process = drivers.start(*given, TRIAL_SECONDS="2")
-    deadline = time.monotonic() + 600
-    while not (drivers.calls.exists() and drivers.calls.read_text().split() >= ["0", "1"]):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    second = drivers.run(*given, "--resume", host="b")
-    assert second[0] == 2, second
-    assert second[2].startswith(f"error: --study s: process {process.pid} on "), second
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    # What was said is remembered, but for the password.
-    assert drivers.run("--resume", host="b")[0] == 2
-    code, output, errors = drivers.run("--resume", host="b", PGPASSWORD=postgres.password)
-    assert code == 0, (output, errors)
-    summary = drivers.summary("s")
-    assert [(trial["number"], trial["state"]) for trial in summary["trials"]] == [(n, "COMPLETE") for n in range(4)]
-    calls = drivers.calls.read_text().split()
-    assert sorted(set(calls)) == ["0", "1", "2", "3"]
-    assert calls.count("0") == 1
-    fitted = {stage["kind"]: stage["fitted"] for stage in summary["stages"]}
-    assert fitted["denoiser"] == 1
-    for number in range(4):
-        folder = drivers.storage / "s" / "trials" / f"{number:03d}"
-        assert (folder / "edits.png").is_file()
-        assert (folder / "models" / "vae.safetensors").read_bytes() == bytes([10 + number]) * 10
-        assert (drivers.storage / "s" / "uses" / f"trial-{number:03d}.json").is_file()
-    import mlflow
+    with drivers.workers(PGPASSWORD=postgres.password, TRIAL_SECONDS="2"):
+        process = drivers.start(*given)
+        deadline = time.monotonic() + 600
+        while not (drivers.calls.exists() and drivers.calls.read_text().split() >= ["0", "1"]):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second = drivers.run(*given, "--resume", host="b")
+        assert second[0] == 2, second
+        assert second[2].startswith(f"error: --study s: process {process.pid} on "), second
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        # What was said is remembered, but for the password.
+        assert drivers.run("--resume", host="b")[0] == 2
+        code, output, errors = drivers.run("--resume", host="b", PGPASSWORD=postgres.password)
+        assert code == 0, (output, errors)
+        summary = drivers.summary("s")
+        assert [(trial["number"], trial["state"]) for trial in summary["trials"]] == [(n, "COMPLETE") for n in range(4)]
+        calls = drivers.calls.read_text().split()
+        assert sorted(set(calls)) == ["0", "1", "2", "3"]
+        assert calls.count("0") == 1
+        fitted = {stage["kind"]: stage["fitted"] for stage in summary["stages"]}
+        assert fitted["denoiser"] == 1
+        for number in range(4):
+            folder = drivers.storage / "s" / "trials" / f"{number:03d}"
+            assert (folder / "edits.png").is_file()
+            assert (folder / "models" / "vae.safetensors").read_bytes() == bytes([10 + number]) * 10
+            assert (drivers.storage / "s" / "uses" / f"trial-{number:03d}.json").is_file()
+        import mlflow
 
-    client = mlflow.MlflowClient(drivers.tracking)
-    runs = client.search_runs([client.get_experiment_by_name("migvis").experiment_id], "tags.`migvis.kind` = 'trial'")
-    assert len(runs) == 4
-    assert all([found.path for found in client.list_artifacts(run.info.run_id, "models")] for run in runs)
-    assert object_store.keys(bucket, "migvis/vae/")
-    assert not [key for key in object_store.keys(bucket) if "/.partial/" in key and not key.endswith("/")]
-    secrets = (object_store.secret_key.encode(), postgres.password.encode())
-    told = everything_in(tracked / "storage") + everything_in(tracked / "mlflow-artifacts") + (output + errors).encode()
-    told += drivers.tracking.encode() + (tracked / "mlflow.db").read_bytes()
-    told += b"".join(object_store.client().get_object(Bucket=bucket, Key=key)["Body"].read() for key in object_store.keys(bucket))
-    assert not [secret for secret in secrets if secret in told]
+        client = mlflow.MlflowClient(drivers.tracking)
+        runs = client.search_runs([client.get_experiment_by_name("migvis").experiment_id], "tags.`migvis.kind` = 'trial'")
+        assert len(runs) == 4
+        assert all([found.path for found in client.list_artifacts(run.info.run_id, "models")] for run in runs)
+        assert object_store.keys(bucket, "migvis/vae/")
+        assert not [key for key in object_store.keys(bucket) if "/.partial/" in key and not key.endswith("/")]
+        secrets = (object_store.secret_key.encode(), postgres.password.encode())
+        told = everything_in(tracked / "storage") + everything_in(tracked / "mlflow-artifacts") + (output + errors).encode()
+        told += drivers.tracking.encode() + (tracked / "mlflow.db").read_bytes()
+        told += b"".join(
+            object_store.client().get_object(Bucket=bucket, Key=key)["Body"].read() for key in object_store.keys(bucket)
+        )
+        assert not [secret for secret in secrets if secret in told]
 
-    # Another study of the database shares its stages, on a host that has none; its name is taken.
-    other = Drivers(tracked, tracked / "other storage", **object_store.environment)
-    again = ["--trials", "1", "--stages", uri, "--database", database]
-    code, output, errors = other.run("--study", "t", *again, host="c")
-    assert code == 0, (output, errors)
-    assert {stage["kind"]: stage["fitted"] for stage in other.summary("t")["stages"]}["denoiser"] == 0
-    code, output, errors = other.run("--study", "s", *again, host="c")
-    assert (code, errors.count("\n")) == (2, 1), errors
-    assert "exists in --database" in errors
-    assert postgres.password not in errors
+        # Another study of the database shares its stages, on a host that has none; its name is taken.
+        other = Drivers(tracked, tracked / "other storage", **object_store.environment)
+        other.address = drivers.address
+        again = ["--trials", "1", "--stages", uri, "--database", database]
+        code, output, errors = other.run("--study", "t", *again, host="c")
+        assert code == 0, (output, errors)
+        assert {stage["kind"]: stage["fitted"] for stage in other.summary("t")["stages"]}["denoiser"] == 0
+        code, output, errors = other.run("--study", "s", *again, host="c")
+        assert (code, errors.count("\n")) == (2, 1), errors
+        assert "exists in --database" in errors
+        assert postgres.password not in errors
 
 
 @pytest.fixture
@@ -196,13 +227,15 @@ def test_a_bucket_that_is_full_ends_the_study_in_one_line_and_it_goes_on_when_th
     drivers = Drivers(tracked, tracked / "storage")
     uri = (small / "bucket").as_uri()
     (small / "others").write_bytes(bytes(2_500_000))
-    code, output, errors = drivers.run("--study", "s", "--trials", "6", "--stages", uri)
+    with drivers.workers():
+        code, output, errors = drivers.run("--study", "s", "--trials", "6", "--stages", uri)
     assert (code, errors) == (2, f"error: --stages {uri}: No space left on device\n"), output
     before = drivers.summary("s")
     finished = [trial["number"] for trial in before["trials"] if trial["state"] == "COMPLETE"]
     assert 1 <= len(finished) < 6
     (small / "others").unlink()
-    code, output, errors = drivers.run("--resume")
+    with drivers.workers():
+        code, output, errors = drivers.run("--resume")
     assert code == 0, (output, errors)
     trials = drivers.summary("s")["trials"]
     assert [(trial["number"], trial["state"]) for trial in trials] == [(number, "COMPLETE") for number in range(6)]
@@ -216,12 +249,14 @@ def test_a_damaged_object_is_fitted_again_and_told_in_the_terminal_and_in_the_su
     drivers = Drivers(tracked, tracked / "storage")
     uri = (tracked / "bucket").as_uri()
     arguments = ["--stages", uri, "--trials", "1"]
-    assert drivers.run("--study", "s", *arguments)[0] == 0
+    with drivers.workers():
+        assert drivers.run("--study", "s", *arguments)[0] == 0
     (damaged,) = [path for path in (tracked / "bucket" / "vae").rglob("*") if path.is_file() and path.suffix != ".json"]
     content = bytearray(damaged.read_bytes())
     content[7] ^= 4
     damaged.write_bytes(content)
-    code, output, errors = drivers.run("--study", "t", *arguments, host="b")
+    with drivers.workers(MIGVIS_CACHE=str(tracked / "cache of a new host")):
+        code, output, errors = drivers.run("--study", "t", *arguments)
     assert code == 0, (output, errors)
     (note,) = drivers.summary("t")["notes"][-1:]
     assert note.startswith(f"a stored vae was damaged: {uri}/vae/")
