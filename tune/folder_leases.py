@@ -42,10 +42,14 @@ class FolderLease(LeasePlace):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{counter}\n{holder.to_json()}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{counter}\n{holder.to_json()}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: left behind, the empty file would be a holder for others to wait for
+            path.unlink(missing_ok=True)
+            raise
         generations = self._generations()
         if generations[-1:] != [generation]:  # we looked long ago, and others have come and gone since
             path.unlink(missing_ok=True)

@@ -87,6 +87,17 @@ class Holder:
             and _process_start(self.pid) != self.start
         )
 
+    def is_alive(self) -> bool:
+        """True only if this process can know it: same host, same namespace, and the very process is there."""
+        return (
+            bool(self.namespace and self.start)
+            and self.namespace == _process_namespace()
+            and _process_start(self.pid) == self.start
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -99,6 +110,9 @@ class Seen:
     @property
     def free(self) -> bool:
         return self.generation < 0 or self.counter == RELEASED or (self.holder is not None and self.holder.is_dead())
+
+    def __str__(self) -> str:
+        return "a new process" if self.holder is None else str(self.holder)
 
 
 class LeasePlace(ABC):
@@ -133,11 +147,7 @@ def holder(place: LeasePlace) -> str | None:
         seen = place.look()
     except FileNotFoundError:
         return None
-    if seen.free:
-        return None
-    return (
-        "a new process" if seen.holder is None else f"process {seen.holder.pid} on {seen.holder.host} since {seen.holder.since}"
-    )
+    return None if seen.free else str(seen)
 
 
 class Lease:
@@ -199,24 +209,97 @@ def acquire(
 
     `on_beat` is called at each beat of the held lease. Raises OSError if the place cannot be written.
     """
-    last: tuple[int, str] | None = None
-    still = 0.0
-    clock = time.monotonic()
+    watch = _Watch(place, patience, poll)
     while True:
         place.make()
         try:
-            seen = place.look()
+            seen = watch.look()
         except FileNotFoundError:  # it was free, and pruned since
             continue
-        now = time.monotonic()
-        # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
-        still = still + min(now - clock, 2 * poll) if (seen.generation, seen.counter) == last else 0.0
-        clock, last = now, (seen.generation, seen.counter)
-        if seen.free or still >= patience:
-            with contextlib.suppress(FileNotFoundError):  # likewise
-                if place.claim(seen.generation + 1, _counter(0), Holder.this_process()):
-                    return Lease(place, seen.generation + 1, heartbeat, on_beat)
+        if watch.takeable:
+            lease = _claim(place, seen.generation + 1, heartbeat, on_beat)
+            if lease is not None:
+                return lease
             continue
         if until():
             return None
         time.sleep(poll)
+
+
+def acquire_from_the_dead(
+    place: LeasePlace, *, heartbeat: float = HEARTBEAT, patience: float = PATIENCE, poll: float = POLL
+) -> Lease | str:
+    """The lease at `place` (made if missing), or who holds it, as soon as that one is known to live.
+
+    That is known at once of a process of this host (even a stopped one), else by its counter's next step; who can be
+    neither known to live nor to be dead is watched for `patience` seconds. Raises OSError if the place cannot be written.
+    """
+    while True:
+        place.make()
+        watch = _Watch(place, patience, poll)
+        try:
+            seen = watch.until_known()
+        except FileNotFoundError:
+            continue
+        if watch.lives:
+            return str(seen)
+        lease = _claim(place, seen.generation + 1, heartbeat, None)
+        if lease is not None:
+            return lease
+
+
+def living_holder(place: LeasePlace, *, patience: float = PATIENCE, poll: float = POLL) -> str | None:
+    """Who holds a lease and lives, for people to read; judged as acquire_from_the_dead does, without taking it."""
+    watch = _Watch(place, patience, poll)
+    try:
+        seen = watch.until_known()
+    except FileNotFoundError:
+        return None
+    return str(seen) if watch.lives else None
+
+
+def _claim(place: LeasePlace, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> Lease | None:
+    with contextlib.suppress(FileNotFoundError):  # it was free, and pruned since
+        if place.claim(generation, _counter(0), Holder.this_process()):
+            return Lease(place, generation, heartbeat, on_beat)
+    return None
+
+
+class _Watch:
+    """Looks at a lease again and again, until it is known whether its holder lives."""
+
+    def __init__(self, place: LeasePlace, patience: float, poll: float) -> None:
+        self._place, self._patience, self._poll = place, patience, poll
+        self._seen: Seen | None = None
+        self._still, self._clock, self._stepped = 0.0, time.monotonic(), False
+
+    def look(self) -> Seen:
+        """Looks once. Raises FileNotFoundError while there is no such place."""
+        before, seen, now = self._seen, self._place.look(), time.monotonic()
+        same = before is not None and (before.generation, before.counter) == (seen.generation, seen.counter)
+        # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
+        self._still = self._still + min(now - self._clock, 2 * self._poll) if same else 0.0
+        self._stepped = self._stepped or (before is not None and not same)
+        self._clock, self._seen = now, seen
+        return seen
+
+    @property
+    def takeable(self) -> bool:
+        """Whether the lease is free, or its holder has stood still for too long."""
+        return self._seen is not None and (self._seen.free or self._still >= self._patience)
+
+    @property
+    def lives(self) -> bool:
+        """Whether the holder is known to live: its process is there, or its counter has moved."""
+        seen = self._seen
+        if seen is None or seen.free:
+            return False
+        return self._stepped or (seen.holder is not None and seen.holder.is_alive())
+
+    def until_known(self) -> Seen:
+        """Looks until the holder is known to live, or the lease is takeable. Raises FileNotFoundError as `look` does."""
+        while True:
+            seen = self.look()
+            if self.lives or self.takeable:
+                return seen
+            time.sleep(self._poll)

@@ -31,7 +31,7 @@ from tune.folder_leases import FolderLease
 from tune.leases import PATIENCE, acquire, holder
 from tune.store import StageName, StageStore
 from tune.store_lock import StoreInUse, alone
-from tune.study_folder import running
+from tune.study_lock import running
 
 _Value = TypeVar("_Value")
 _TRASH = ".trash-"
@@ -206,19 +206,26 @@ def prune(
     store = _store(storage)
     try:
         with alone(store):
+            _check_nothing_runs(storage, patience)
             with store.storage_errors():
                 check_nothing_is_built(store, patience)
             found = survey(storage, keep)
             show(found)
             with store.storage_errors():
                 result, trash = _take_out(store, found)
-    except StoreInUse as refusal:
-        studies = running(storage)
-        raise InputError(f"--storage {storage}: study {studies[0]} is running" if studies else str(refusal)) from None
+    except StoreInUse:
+        _check_nothing_runs(storage, patience)
+        raise
     for path in trash:  # in no study's reach any more, so nobody need wait for it
         shutil.rmtree(path, ignore_errors=True)
     result.remains += [path for path in trash if path.exists()]
     return result
+
+
+def _check_nothing_runs(storage: Path, patience: float) -> None:
+    """Raises InputError while a driver runs a study, also on a host that the store's lock does not reach."""
+    for name, who in running(storage, patience).items():
+        raise InputError(f"--storage {storage}: study {name} is running: {who}")
 
 
 def check_nothing_is_built(store: StageStore, patience: float) -> None:

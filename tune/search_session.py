@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 _ATTEMPTS = 3
+_NEWS_SECONDS = 10.0
 
 
 def connect(address: str | None, storage: Path | None) -> bool:
@@ -101,6 +103,21 @@ def _check_answers(address: str, timeout: float = 5.0) -> None:
         raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
 
 
+def is_lost(node: str) -> bool:
+    """Whether the cluster has lost a node, by its id.
+
+    Waits a little for the news: of a host that dies, a process may be missed before its node is.
+    """
+    deadline = time.monotonic() + _NEWS_SECONDS
+    while True:
+        alive = {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
+        if node not in alive:
+            return True
+        if len(alive) == 1 or time.monotonic() > deadline:  # the only one is the driver's own
+            return False
+        time.sleep(0.2)
+
+
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
     """Runs the search until the searcher says that it is finished; results go through the searcher.
 
@@ -111,8 +128,10 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
     placing, _ = placing_of(context.config.search)
     resources = {"cpu": placing.trial.cpus} | ({"gpu": placing.trial.gpus} if placing.trial.gpus else {})
     context = context.of_trials(placing.threads, placing.workers)
-    scratch = context.folder / "tune"
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left in context.folder.glob("tune-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own, because a driver that has lost the study to this one may still be on its way out.
+    scratch = context.folder / f"tune-{uuid.uuid4().hex[:8]}"
     try:
         tuner = tune.Tuner(
             tune.with_resources(trainable(context, hooks), resources),
@@ -126,7 +145,7 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=scratch.name,
                 storage_path=str(context.folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),

@@ -6,8 +6,8 @@ import importlib
 import shlex
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,13 +29,13 @@ from tune.study_folder import (
     default_name,
     default_storage,
     exists,
+    is_full,
     latest_unfinished,
-    locked,
     open_storage,
     own_database,
     read_study,
 )
-from tune.study_lock import held_in_database
+from tune.study_lock import StudyTakenOver, held_in_database, locked
 from tune.submitted import submitted
 from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri
 
@@ -169,9 +169,6 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     if request.dry_run:
         print(hooks.plan(context, space))
         return
-    from tune.ledger import trials_in
-    from tune.study_run import StudyRun
-
     context.folder.mkdir(parents=True, exist_ok=True)
     uri = opened.uri
     record = replace(
@@ -183,13 +180,16 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         database=opened.places.database,
     )
     with ExitStack() as stack:
-        stack.enter_context(locked(context.folder))
+        checks = [stack.enter_context(locked(context.folder))]  # before Ray is imported: who is refused is told at once
+        from tune.ledger import trials_in
+        from tune.study_run import StudyRun
+
         if opened.places.database is not None:
-            stack.enter_context(held_in_database(context.database, context.study))
+            checks.append(stack.enter_context(held_in_database(context.database, context.study)))
             if opened.record is None and trials_in(context.database, context.study):
                 raise InputError(f"--study {context.study}: exists in --database {redact(context.database)}; give another name")
         stack.enter_context(in_use(context.store()))
-        study = StudyRun(context, hooks, record, space, data, uri)
+        study = StudyRun(context, hooks, record, space, data, uri, lambda: _all(checks))
         stack.callback(study.close)
         study.clock.add("start", time.monotonic() - begin)
         try:
@@ -197,6 +197,18 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         except KeyboardInterrupt:
             study.end("interrupted", "KILLED")
             raise Interrupted(request.resume_line(context.study)) from None
-        except Exception:
-            study.end("failed", "FAILED")
+        except StudyTakenOver:
             raise
+        except Exception as error:
+            full = is_full(error)
+            with suppress(Exception) if full else nullcontext():
+                study.end("failed", "FAILED")
+            if full:
+                line = request.resume_line(context.study)
+                raise InputError(f"--storage {storage}: is full; free some space, and go on with: {line}") from error
+            raise
+
+
+def _all(checks: Iterable[Callable[[], None]]) -> None:
+    for check in checks:
+        check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
 from tune.search_report import write_search_report
-from tune.search_session import command_to_browse, connect, run_search
+from tune.search_session import command_to_browse, connect, is_lost, run_search
 from tune.selection import select
 from tune.space import SearchSpace
 from tune.stores import check_reach, is_object_store
@@ -27,19 +27,30 @@ from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_rev
 from tune.tracking import Tracker
 from tune.tracking_uri import artifacts_folder, default_uri
 from tune.tracking_writer import Writer
-from tune.trial_process import stored_error, stored_result
+from tune.trial_process import stored_result
 from tune.trial_result import FinalResult, TrialResult
 
 REGISTERED_MODEL = "migvis"
 
 
 class StudyRun:
-    """One session of a study: the parts that live while the driver lives."""
+    """One session of a study: the parts that live while the driver lives.
+
+    check_held: raises StudyTakenOver once another driver has the study; called before each write to it.
+    """
 
     def __init__(
-        self, context: StudyContext, hooks: Hooks, record: StudyRecord, space: SearchSpace, data: DataSummary, uri: str
+        self,
+        context: StudyContext,
+        hooks: Hooks,
+        record: StudyRecord,
+        space: SearchSpace,
+        data: DataSummary,
+        uri: str,
+        check_held: Callable[[], None],
     ) -> None:
         self.context, self.hooks, self.record, self.space, self.data, self.uri = context, hooks, record, space, data, uri
+        self._check_held = check_held
         self.config, self.search = context.config, context.config.search
         self.revision = git_revision()
         self.state = "running"
@@ -69,16 +80,13 @@ class StudyRun:
             sampler=search.sampler,
             start=self.space.start(self.config.configuration),
             retries=search.retries,
+            check_held=self._check_held,
             recover=self._stored_result,
         )
 
     def _stored_result(self, number: int, params: dict[str, Any]) -> TrialResult | None:
         fetch_trial(self.context, number)
         return stored_result(self.context.folder, number, params)
-
-    def _stored_error(self, number: int) -> tuple[str, bool]:
-        fetch_trial(self.context, number)
-        return stored_error(self.context.folder, number)
 
     def _writer(self) -> Writer:
         identity = self.config.identity()
@@ -99,9 +107,14 @@ class StudyRun:
             tags=tags,
             # The runs' parameters: MLflow refuses other values of those when a study is resumed.
             params={**identity["configuration"], **identity["search"]},
-            recall=self.ledger.remembered,
+            recall=self._recall,
             remember=self.ledger.remember,
         )
+
+    def _recall(self, key: str) -> Any:
+        """What the study remembers; the tracker asks before it writes anything of a run."""
+        self._check_held()
+        return self.ledger.remembered(key)
 
     def run(self, address: str | None) -> None:
         """All phases in order; what an earlier session finished is taken from the database and the stage store."""
@@ -131,6 +144,7 @@ class StudyRun:
                 self.summarise()
             self.display.phase("writing to MLflow")
             problems = self.end("finished", "FINISHED")
+            self._check_held()
             replace(self.record, finished=True).write(self.context.folder)
         self._say_where(problems)
 
@@ -152,7 +166,7 @@ class StudyRun:
             self.ledger,
             concurrent=self.search.concurrent_trials,
             failures_allowed=max(1, self.search.trials // 4),
-            error_of=self._stored_error,
+            is_lost=is_lost,
             on_start=self.tracker.trial_started,
             on_end=self._trial_ended,
         )
@@ -186,6 +200,7 @@ class StudyRun:
 
     def summarise(self) -> list[str]:
         """Writes summary.json; the notes in it."""
+        self._check_held()
         return self.summary.write(self.state, self.outcome)
 
     def _show_trials(self) -> None:

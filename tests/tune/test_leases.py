@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
 import re
 import signal
+import socket
 import threading
 import time
 
@@ -17,7 +19,7 @@ from tune import database, leases
 from tune.database import DatabaseAway, check_database, engine, sqlite_url
 from tune.database_leases import LEASES, DatabaseLease, leases_of
 from tune.folder_leases import FolderLease
-from tune.leases import acquire, holder
+from tune.leases import acquire, acquire_from_the_dead, holder, living_holder
 
 FAST = {"heartbeat": 0.05, "patience": 0.5, "poll": 0.02}
 
@@ -280,3 +282,49 @@ def test_a_password_is_moved_from_the_url_to_the_environment(postgres, monkeypat
         check_database(plain.replace("//", "//nobody:wrong@").replace("migvis@", ""))
     assert "\n" not in str(refusal.value)
     assert "wrong" not in str(refusal.value)
+
+
+def test_a_living_holder_is_named_at_once_even_a_stopped_one(place):
+    process = start_holder(place)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        time.sleep(0.2)
+        begin = time.monotonic()
+        for who in (acquire_from_the_dead(place, patience=0.0), living_holder(place, patience=0.0)):
+            assert str(who).startswith(f"process {process.pid} on {socket.gethostname()} since ")
+        assert time.monotonic() - begin < 2
+    finally:
+        process.kill()
+        process.join()
+    assert living_holder(place) is None
+    with acquire_from_the_dead(place, patience=60) as lease:
+        assert not lease.lost
+
+
+def test_a_holder_elsewhere_lives_as_long_as_its_counter_moves(place, monkeypatch):
+    process = start_holder(place)
+    monkeypatch.setattr(leases, "_process_namespace", lambda: "another host")
+    for _ in range(3):
+        assert f"process {process.pid}" in acquire_from_the_dead(place, patience=20, poll=0.02)
+        assert f"process {process.pid}" in living_holder(place, patience=20, poll=0.02)
+    process.kill()
+    process.join()
+    begin = time.monotonic()
+    assert living_holder(place, patience=0.5, poll=0.02) is None
+    with acquire_from_the_dead(place, patience=0.5, poll=0.02) as lease:
+        assert 0.9 <= time.monotonic() - begin < 10
+        assert not lease.lost
+
+
+def test_a_lease_that_a_full_disk_refuses_is_nobodys(tmp_path, monkeypatch):
+    place = FolderLease(tmp_path / "lease")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.folder_leases.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            acquire(place, **FAST)
+    assert holder(place) is None
+    assert list(place.folder.iterdir()) == []

@@ -142,7 +142,7 @@ def test_a_late_trial_costs_no_more_work_than_an_early_one(tmp_path: Path, monke
         ledger,
         concurrent=1,
         failures_allowed=0,
-        error_of=lambda number: ("", False),
+        is_lost=lambda node: False,
         on_start=lambda record: started.append(record.number),
         on_end=lambda record: summary.write("running") and None,
     )

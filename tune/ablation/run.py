@@ -30,7 +30,8 @@ from tune.stages import EXPECTED_SECONDS, Stages
 from tune.store_lock import in_use
 from tune.study_config import StudyConfig
 from tune.study_data import open_data
-from tune.study_folder import locked, write_json
+from tune.study_folder import write_json
+from tune.study_lock import locked
 from tune.summary import git_revision, machine
 
 FOLDER = "ablations"
