@@ -59,11 +59,11 @@ class Request:
     overrides: tuple[str, ...] = ()
 
     def resume_line(self, study: str) -> str:
-        """The command that goes on with the study; credentials are left out."""
+        """The command that goes on with the study; credentials are left out, and what the study itself remembers."""
         words = ["python", "tune/run.py", "--study", study, "--resume"]
         sent = submitted()
-        given = {"--storage": self.storage, "--stages": self.stages, "--database": self.database}
-        given |= {"--tracking-uri": self.tracking_uri, "--address": self.address if sent is None else sent.address}
+        given = {"--storage": self.storage, "--tracking-uri": self.tracking_uri}
+        given["--address"] = self.address if sent is None else sent.address
         for option, value in given.items():
             if value is not None:
                 words += [option, redact(str(value))]
