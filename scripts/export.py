@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
+from tune.redact import redact
 from tune.selection import Candidate, best_of
 from tune.study_folder import check_name, default_storage, read_study
-from tune.tracking_uri import check_tracking, redact
+from tune.tracking_uri import check_tracking
 
 FINISHED = "COMPLETE"
 
@@ -60,7 +61,8 @@ def choose(study: str, trials: Finished, number: int | None, metric: str | None)
 
 def from_storage(storage: Path, study: str, number: int | None, metric: str | None) -> Material:
     """Reads the study's folder and the stage store. Raises InputError for what is missing or damaged."""
-    from tune.store import DamagedStage, StageStore
+    from tune.manifest import DamagedStage
+    from tune.stores import open_store, places_of
     from tune.trial_result import TrialResult
 
     record = read_study(storage, study)
@@ -86,13 +88,14 @@ def from_storage(storage: Path, study: str, number: int | None, metric: str | No
     used = [stage["key"] for stage in [*result.stages, *summary["stages"]] if stage["kind"] == "denoiser"]
     if "models" not in result.artifacts or not used:
         raise InputError(f"{path}: the trial left no models, or its denoiser is not known")
-    store = StageStore(storage / "stages")
+    places = places_of(storage, record.stages, record.database, check=False)
+    store = open_store(places.stages, places.database or "")
     try:
         known = store.read("denoiser", used[0]) is not None
     except DamagedStage as error:
         raise InputError(str(error)) from None
     if not known:
-        raise InputError(f"{store.path('denoiser', used[0])}: the study's denoiser is not in the stage store")
+        raise InputError(f"{store.name}: the study's denoiser {used[0]} is not in the stage store")
     metrics: dict[str, Any] = dict(result.metrics)
     if trial.number == selected and summary.get("final_metrics"):
         metrics["final"] = summary["final_metrics"]

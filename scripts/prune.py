@@ -10,7 +10,8 @@ from pathlib import Path
 from migvis.errors import InputError
 from tune.progress import duration
 from tune.pruning import Item, Survey, prune, size_of, survey
-from tune.study_folder import default_storage, running
+from tune.study_folder import default_storage
+from tune.study_lock import running
 
 _EPILOG = """\
 A finished study keeps the stages of its selected trial and of its final stage, and those that all its trials share: it can
@@ -71,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not arguments.yes:
             print(describe(survey(storage, arguments.keep)))
-            studies = running(storage)
-            print(f"study {studies[0]} is running: delete when it has ended" if studies else "nothing is deleted without --yes")
+            studies = [f"study {name} is running ({who}): delete when it has ended" for name, who in running(storage).items()]
+            print("\n".join(studies) or "nothing is deleted without --yes")
             return 0
         result = prune(storage, arguments.keep, lambda found: print(describe(found), flush=True))
     except InputError as error:

@@ -119,9 +119,10 @@ def settings_of(arguments: argparse.Namespace, given: Sequence[str]) -> Settings
     """
     from migvis.errors import InputError
     from tune.ablation.run import Settings
+    from tune.redact import redact
     from tune.study_config import load_study_config
     from tune.study_folder import default_storage, open_storage
-    from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri, redact
+    from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri
 
     for option, value, least in (("--seeds", arguments.seeds, 1), ("--seed", arguments.seed, 0)):
         if not least <= value < 2**31:

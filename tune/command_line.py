@@ -38,6 +38,23 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_stores(parser: argparse.ArgumentParser) -> None:
+    """The options for hosts that share no folder."""
+    add = parser.add_argument
+    add(
+        "--stages",
+        metavar="DIR|URI",
+        help="where stages are kept: a folder, or s3://BUCKET/PREFIX with AWS_… in the environment (default: in the storage"
+        " folder)",
+    )
+    add(
+        "--database",
+        metavar="URL",
+        help="of trials and leases: postgresql://HOST/NAME with PGPASSWORD in the environment (default: sqlite in the storage"
+        " folder)",
+    )
+
+
 def interrupted_by_termination() -> None:
     """From now on SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
 

@@ -11,6 +11,8 @@ from migvis.config import Configuration
 from tune.progress import Reporter
 from tune.selection import OBJECTIVES, Selected
 from tune.space import SearchSpace
+from tune.store_base import Store
+from tune.stores import open_store
 from tune.study_config import StudyConfig
 from tune.trial_result import FinalResult, Prepared, TrialResult
 
@@ -32,7 +34,11 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class StudyContext:
-    """Where a study lives and what it reads; plain data, so that it travels to every process of a cluster."""
+    """Where a study lives and what it reads; plain data, so that it travels to every process of a cluster.
+
+    stages_root: a folder, or the URI of an object store, the leases of which are in `database`. No password is among it.
+    study_id: as in StudyRecord. progress: where reporters write (None: in the study's folder).
+    """
 
     storage: Path
     study: str
@@ -42,8 +48,15 @@ class StudyContext:
     data_digest: str
     rendered: bool
     seed: int
-    stages_root: Path
+    stages_root: Path | str
     workers: int
+    database: str = ""
+    study_id: str = ""
+    progress: Path | None = None
+
+    def store(self) -> Store:
+        """The stages. Raises InputError for a URI that is none."""
+        return open_store(self.stages_root, self.database)
 
     def trial_folder(self, number: int) -> Path:
         """The folder of a trial's own files, created if needed."""
@@ -58,7 +71,7 @@ class StudyContext:
 
     def reporter(self, name: str) -> Reporter:
         """Progress towards the terminal, from any process that shares the study's folder."""
-        return Reporter(self.folder / "progress", name)
+        return Reporter(self.progress or self.folder / "progress", name)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Leases in a folder: at most one live holder, taken over when the holder is dead, on any file system that several hosts share.
+"""Leases: at most one live holder, taken over when the holder is dead, wherever hosts that share them keep them.
 
-A lease is a folder of files named 0, 1, 2, …: its *generations*. The holder is who made the highest one, by
-exclusive creation, so of several waiters that find the same holder dead exactly one gets the next generation.
-The highest generation is never deleted but by a prune, which has the store alone (tune.pruning), hence a slow waiter can
-never win by an old number. The holder's background thread raises a counter in its file. A waiter takes over when that
-counter stood still for `patience` seconds of the waiter's *own monotonic clock*: neither the hosts' wall clocks nor
-their differences matter, and time in which the waiter itself was stopped does not count. A holder on the same host and
-in the same process namespace whose process is gone is taken over at once.
+A lease has numbered *generations*, 0, 1, 2, …; its holder is who made the highest one. The place where they are kept (a
+folder, or a table of a database) gives a number to one taker only, so of several waiters that find the same holder dead
+exactly one gets the next generation. The highest generation is never deleted but by a prune, which has the store alone
+(tune.pruning), hence a slow waiter can never win by an old number. The holder's background thread raises a counter there. A
+waiter takes over when that counter stood still for `patience` seconds of the waiter's *own monotonic clock*: neither the
+hosts' wall clocks nor their differences matter, and time in which the waiter itself was stopped does not count. A holder on
+the same host and in the same process namespace whose process is gone is taken over at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,7 +31,8 @@ POLL = 0.2
 """Seconds between two looks of a waiter."""
 
 _COUNTER_WIDTH = 20
-_RELEASED = "released".ljust(_COUNTER_WIDTH)
+RELEASED = "released".ljust(_COUNTER_WIDTH)
+"""Counter of a lease that its holder gave back; as wide as all others, so that it can be written over them."""
 
 
 def _process_start(pid: int) -> str | None:
@@ -66,6 +68,17 @@ class Holder:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(socket.gethostname(), pid, since, _process_start(pid) or "", _process_namespace())
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Holder | None:
+        """What to_json wrote; none for anything else."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            return None
+
     def is_dead(self) -> bool:
         """True only if this process can know it: same host, same namespace, and no such process any more."""
         return (
@@ -74,10 +87,21 @@ class Holder:
             and _process_start(self.pid) != self.start
         )
 
+    def is_alive(self) -> bool:
+        """True only if this process can know it: same host, same namespace, and the very process is there."""
+        return (
+            bool(self.namespace and self.start)
+            and self.namespace == _process_namespace()
+            and _process_start(self.pid) == self.start
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
 
 @dataclass(frozen=True)
-class _Seen:
-    """One look at a lease: its highest generation (-1: none), that one's counter text, and its holder once written."""
+class Seen:
+    """One look at a lease: its highest generation (-1: none), that one's counter, and its holder once written."""
 
     generation: int
     counter: str
@@ -85,58 +109,61 @@ class _Seen:
 
     @property
     def free(self) -> bool:
-        return self.generation < 0 or self.counter == _RELEASED or (self.holder is not None and self.holder.is_dead())
+        return self.generation < 0 or self.counter == RELEASED or (self.holder is not None and self.holder.is_dead())
+
+    def __str__(self) -> str:
+        return "a new process" if self.holder is None else str(self.holder)
 
 
-def _generations(folder: Path) -> list[int]:
-    return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+class LeasePlace(ABC):
+    """Where the generations of one lease are kept. name: for people to read."""
+
+    name: str
+
+    @abstractmethod
+    def look(self) -> Seen:
+        """The highest generation, now. Raises FileNotFoundError while there is no such place."""
+
+    @abstractmethod
+    def make(self) -> None:
+        """Makes the place if it is missing. Raises OSError where that is refused."""
+
+    @abstractmethod
+    def claim(self, generation: int, counter: str, holder: Holder) -> bool:
+        """Makes `generation`, if it is the next one and no other process does; whether this process did."""
+
+    @abstractmethod
+    def is_latest(self, generation: int) -> bool:
+        """Whether no later generation exists."""
+
+    @abstractmethod
+    def write(self, generation: int, counter: str) -> None:
+        """Sets the counter of a generation that was claimed; changes nothing once it was taken over. Raises OSError."""
 
 
-def _look(folder: Path) -> _Seen:
-    generations = _generations(folder)
-    if not generations:
-        return _Seen(-1, "", None)
+def holder(place: LeasePlace) -> str | None:
+    """Who holds a lease, for people to read; none if it is free, as far as this process can know."""
     try:
-        counter, _, identity = (folder / str(generations[-1])).read_text().partition("\n")
-    except FileNotFoundError:  # a newer holder cleared it away between the two calls
-        return _look(folder)
-    try:
-        holder = Holder(**json.loads(identity))
-    except (ValueError, TypeError):  # just created, not yet written
-        holder = None
-    return _Seen(generations[-1], counter, holder)
-
-
-def holder(folder: Path) -> str | None:
-    """Who holds the lease in `folder`, for people to read; none if it is free, as far as this process can know."""
-    try:
-        seen = _look(folder)
+        seen = place.look()
     except FileNotFoundError:
         return None
-    if seen.free:
-        return None
-    return (
-        "a new process" if seen.holder is None else f"process {seen.holder.pid} on {seen.holder.host} since {seen.holder.since}"
-    )
+    return None if seen.free else str(seen)
 
 
 class Lease:
     """A held lease: a context manager that releases on exit. `lost` is true once another process took it over."""
 
-    def __init__(self, folder: Path, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> None:
-        self._folder, self._generation = folder, generation
+    def __init__(self, place: LeasePlace, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> None:
+        self._place, self._generation = place, generation
         self._heartbeat, self._on_beat = heartbeat, on_beat
         self._stop, self._lost = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"lease {folder.name}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"lease {place.name}", daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> bool:
         """Whether a later generation exists; looks now."""
-        try:
-            if _generations(self._folder)[-1] != self._generation:
-                self._lost.set()
-        except (OSError, IndexError):
+        if not self._place.is_latest(self._generation):
             self._lost.set()
         return self._lost.is_set()
 
@@ -146,7 +173,7 @@ class Lease:
         self._thread.join()
         if not self.lost:
             with contextlib.suppress(OSError):
-                self._write(_RELEASED)
+                self._place.write(self._generation, RELEASED)
 
     def __enter__(self) -> Lease:
         return self
@@ -154,48 +181,23 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _write(self, counter: str) -> None:
-        # In place, without creating: after a takeover this file may be gone, and must not come back.
-        descriptor = os.open(self._folder / str(self._generation), os.O_WRONLY)
-        try:
-            os.pwrite(descriptor, counter.encode(), 0)
-            os.fsync(descriptor)  # other hosts see it only when it has left this one's cache
-        finally:
-            os.close(descriptor)
-
     def _beat(self) -> None:
         count = 0
         while not self._stop.wait(self._heartbeat) and not self.lost:
             count += 1
             # A beat that cannot be written is missed: if that lasts, a waiter takes over, which is right.
             with contextlib.suppress(OSError):
-                self._write(f"{count:0{_COUNTER_WIDTH}d}")
+                self._place.write(self._generation, _counter(count))
                 if self._on_beat is not None:
                     self._on_beat()
 
 
-def _claim(folder: Path, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> Lease | None:
-    """The lease, if this process is the one that creates `generation` and no higher one exists."""
-    path = folder / str(generation)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        return None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{0:0{_COUNTER_WIDTH}d}\n{json.dumps(asdict(Holder.this_process()))}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    generations = _generations(folder)
-    if generations[-1:] != [generation]:  # we looked long ago, and others have come and gone since
-        path.unlink(missing_ok=True)
-        return None
-    for older in generations[:-1]:
-        (folder / str(older)).unlink(missing_ok=True)
-    return Lease(folder, generation, heartbeat, on_beat)
+def _counter(count: int) -> str:
+    return f"{count:0{_COUNTER_WIDTH}d}"
 
 
 def acquire(
-    folder: Path,
+    place: LeasePlace,
     *,
     until: Callable[[], bool] = lambda: False,
     on_beat: Callable[[], None] | None = None,
@@ -203,34 +205,101 @@ def acquire(
     patience: float = PATIENCE,
     poll: float = POLL,
 ) -> Lease | None:
-    """Waits for the lease in `folder` (made if missing); none as soon as `until()` is true while another holds it.
+    """Waits for the lease at `place` (made if missing); none as soon as `until()` is true while another holds it.
 
-    `on_beat` is called at each beat of the held lease. Raises OSError if the folder cannot be written.
+    `on_beat` is called at each beat of the held lease. Raises OSError if the place cannot be written.
     """
-    last: tuple[int, str] | None = None
-    still = 0.0
-    clock = time.monotonic()
+    watch = _Watch(place, patience, poll)
     while True:
+        place.make()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # a file in its place, or it was free and pruned while mkdir looked at it
-            if folder.exists() and not folder.is_dir():
-                raise
-            continue
-        try:
-            seen = _look(folder)
+            seen = watch.look()
         except FileNotFoundError:  # it was free, and pruned since
             continue
-        now = time.monotonic()
-        # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
-        still = still + min(now - clock, 2 * poll) if (seen.generation, seen.counter) == last else 0.0
-        clock, last = now, (seen.generation, seen.counter)
-        if seen.free or still >= patience:
-            with contextlib.suppress(FileNotFoundError):  # likewise
-                lease = _claim(folder, seen.generation + 1, heartbeat, on_beat)
-                if lease is not None:
-                    return lease
+        if watch.takeable:
+            lease = _claim(place, seen.generation + 1, heartbeat, on_beat)
+            if lease is not None:
+                return lease
             continue
         if until():
             return None
         time.sleep(poll)
+
+
+def acquire_from_the_dead(
+    place: LeasePlace, *, heartbeat: float = HEARTBEAT, patience: float = PATIENCE, poll: float = POLL
+) -> Lease | str:
+    """The lease at `place` (made if missing), or who holds it, as soon as that one is known to live.
+
+    That is known at once of a process of this host (even a stopped one), else by its counter's next step; who can be
+    neither known to live nor to be dead is watched for `patience` seconds. Raises OSError if the place cannot be written.
+    """
+    while True:
+        place.make()
+        watch = _Watch(place, patience, poll)
+        try:
+            seen = watch.until_known()
+        except FileNotFoundError:
+            continue
+        if watch.lives:
+            return str(seen)
+        lease = _claim(place, seen.generation + 1, heartbeat, None)
+        if lease is not None:
+            return lease
+
+
+def living_holder(place: LeasePlace, *, patience: float = PATIENCE, poll: float = POLL) -> str | None:
+    """Who holds a lease and lives, for people to read; judged as acquire_from_the_dead does, without taking it."""
+    watch = _Watch(place, patience, poll)
+    try:
+        seen = watch.until_known()
+    except FileNotFoundError:
+        return None
+    return str(seen) if watch.lives else None
+
+
+def _claim(place: LeasePlace, generation: int, heartbeat: float, on_beat: Callable[[], None] | None) -> Lease | None:
+    with contextlib.suppress(FileNotFoundError):  # it was free, and pruned since
+        if place.claim(generation, _counter(0), Holder.this_process()):
+            return Lease(place, generation, heartbeat, on_beat)
+    return None
+
+
+class _Watch:
+    """Looks at a lease again and again, until it is known whether its holder lives."""
+
+    def __init__(self, place: LeasePlace, patience: float, poll: float) -> None:
+        self._place, self._patience, self._poll = place, patience, poll
+        self._seen: Seen | None = None
+        self._still, self._clock, self._stepped = 0.0, time.monotonic(), False
+
+    def look(self) -> Seen:
+        """Looks once. Raises FileNotFoundError while there is no such place."""
+        before, seen, now = self._seen, self._place.look(), time.monotonic()
+        same = before is not None and (before.generation, before.counter) == (seen.generation, seen.counter)
+        # A stopped waiter (or a machine that slept) must not blame the holder for its own absence.
+        self._still = self._still + min(now - self._clock, 2 * self._poll) if same else 0.0
+        self._stepped = self._stepped or (before is not None and not same)
+        self._clock, self._seen = now, seen
+        return seen
+
+    @property
+    def takeable(self) -> bool:
+        """Whether the lease is free, or its holder has stood still for too long."""
+        return self._seen is not None and (self._seen.free or self._still >= self._patience)
+
+    @property
+    def lives(self) -> bool:
+        """Whether the holder is known to live: its process is there, or its counter has moved."""
+        seen = self._seen
+        if seen is None or seen.free:
+            return False
+        return self._stepped or (seen.holder is not None and seen.holder.is_alive())
+
+    def until_known(self) -> Seen:
+        """Looks until the holder is known to live, or the lease is takeable. Raises FileNotFoundError as `look` does."""
+        while True:
+            seen = self.look()
+            if self.lives or self.takeable:
+                return seen
+            time.sleep(self._poll)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from migvis.errors import InputError
+from tune.database import engine_options
 from tune.finished_trials import OBSERVED, observed
 from tune.samplers import sampler_by_number
 from tune.selection import Candidate, clipped
@@ -28,6 +31,8 @@ from tune.trial_result import TrialResult
 
 CONSTRAINT = "neural_r2"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_LOST_AT_MOST = 20
+"""How often, in one session, a trial may be lost without having failed: a bound for hosts on which no trial can start."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,17 @@ class TrialRecord:
 class Ledger:
     """Proposes trials and records their results; everything it says is read from the database.
 
+    database: its URL; several studies may share it.
     identity: what may never change in a study (JSON values, or several by name each); compared when the study is opened again.
     objectives: names of the maximised metrics, those that this data set has.
-    recover: the stored result of a trial that ended without being recorded, or None.
+    recover: the stored result of a trial that ended without being recorded, or None. check_held: called before each write;
+    raises where this process may not write any more.
     Raises InputError if the study was begun with another identity, search space or set of objectives.
     """
 
     def __init__(
         self,
-        database: Path,
+        database: str,
         name: str,
         *,
         space: SearchSpace,
@@ -91,16 +98,18 @@ class Ledger:
         start: dict[str, Any],
         retries: int = 2,
         recover: Callable[[int, dict[str, Any]], TrialResult | None] = lambda number, params: None,
+        check_held: Callable[[], None] = lambda: None,
     ) -> None:
         self.space, self.objectives, self.seed, self.trials = space, tuple(objectives), seed, trials
-        self._start, self._retries = start, retries
+        self._start, self._retries, self._check_held = start, retries, check_held
         self._sampler = sampler_by_number(
             sampler, space.distributions(), self.objectives, seed=seed, startup_trials=startup_trials, rounded=space.rounded
         )
         self._live: dict[int, tuple[Trial, int]] = {}
+        self._lost: Counter[int] = Counter()
         self.given_up: list[str] = []
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = open_database(database)
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=["maximize"] * len(self.objectives), load_if_exists=True
         )
@@ -169,6 +178,7 @@ class Ledger:
         """The next trial, marked RUNNING; None while those in flight may still cover what is missing."""
         if self.finished_count() + self.in_flight >= self.trials:
             return None
+        self._check_held()
         trials = self.study.get_trials(deepcopy=False)
         waiting = [frozen for frozen in trials if frozen.state == TrialState.WAITING]
         known = (frozen.user_attrs.get("number", -1) for frozen in trials)
@@ -195,6 +205,7 @@ class Ledger:
 
     def finish(self, number: int, result: TrialResult) -> str:
         """Records a result: PRUNED with its constraint, COMPLETE, or FAIL if a value is missing or not finite."""
+        self._check_held()
         trial, _ = self._live[number]
         problem = self._problem(result)
         if problem is not None:
@@ -224,13 +235,18 @@ class Ledger:
                 return f"the objective {name} is {'missing' if value is None else f'not finite: {value}'}"
         return None
 
-    def fail(self, number: int, message: str) -> str:
-        """Records a failure; the trial is tried again with the same parameters, a limited number of times."""
-        attempt = self._live[number][1]
-        again = attempt < self._retries
+    def fail(self, number: int, message: str, *, lost: bool = False) -> str:
+        """Records a failure; the trial is tried again with the same parameters, a limited number of times.
+
+        lost: it was not the trial that failed, but what it ran on; that is none of its `retries`.
+        """
+        self._check_held()
+        self._lost[number] += int(lost)
+        lost = lost and self._lost[number] <= _LOST_AT_MOST
+        again = lost or self._live[number][1] < self._retries
         if not again:
             self.given_up.append(f"trial {number}: {message}")
-        self._end(number, message, again=again, count=True)
+        self._end(number, message, again=again, count=not lost)
         return TrialState.FAIL.name
 
     def _latest(self) -> dict[int, FrozenTrial]:
@@ -260,12 +276,34 @@ class Ledger:
 
     def remember(self, key: str, value: Any) -> None:
         """Keeps a JSON value with the study (such as an MLflow run's id); may be called from another thread."""
+        self._check_held()
         plain = json.loads(json.dumps(value))
         self.study.set_user_attr(key, plain)
         self._remembered[key] = plain
 
     def remembered(self, key: str, default: Any = None) -> Any:
         return self._remembered.get(key, default)
+
+
+def open_database(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's tables in a database, made if they are missing, also where another process makes them at the same moment."""
+    for attempt in range(3):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
+        except SQLAlchemyError:
+            if attempt == 2:
+                raise
+            time.sleep(1.0)
+    raise AssertionError
+
+
+def trials_in(url: str, name: str) -> int:
+    """Attempts that a study of this name has in a database; 0 where there is none."""
+    storage = open_database(url)
+    try:
+        return storage.get_n_trials(storage.get_study_id_from_name(name))
+    except KeyError:
+        return 0
 
 
 def _record(number: int, frozen: FrozenTrial) -> TrialRecord:

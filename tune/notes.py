@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from migvis.config import Configuration
 from migvis.data import Dataset
@@ -13,6 +14,12 @@ SATURATED = 0.8
 """Share of its largest possible value above which the estimated partial correlation has lost its gradient."""
 SELECTIVE = 0.05
 """Selectivity on test pairs from which edits carry their own attribute clearly further than the other one."""
+
+
+def damage_notes(stages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Which stored stages (records as in TrialResult) were found damaged, each once."""
+    damaged = (stage for stage in stages if stage.get("damage"))
+    return list(dict.fromkeys(f"a stored {stage['kind']} was damaged: {stage['damage']}" for stage in damaged))
 
 
 def cautions(configuration: Configuration, dataset: Dataset) -> list[str]:

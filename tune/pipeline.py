@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tune.leases import HEARTBEAT, PATIENCE, Lease, acquire
+from tune.manifest import DamagedStage, Manifest
 from tune.sources import source_digest
 from tune.stage_building import Building, build
 from tune.stage_graph import ProgressCallback, Scope, Stage, StageContext, topological
-from tune.store import DamagedStage, Manifest, StageStore
+from tune.store_base import Store
 
 __all__ = [
     "PlanRow",
@@ -35,13 +36,17 @@ CostSource = Literal["stored", "observed", "expected"]
 
 @dataclass(frozen=True)
 class StageUse:
-    """One use of a stage: `seconds` is what building it cost when it was built, now or at any time before."""
+    """One use of a stage: `seconds` is what building it cost when it was built, now or at any time before.
+
+    damage: of the stage that was found instead, why it had to be built again.
+    """
 
     kind: str
     key: str
     label: str
     seconds: float
     reused: bool
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class StageResult:
 
 def ensure(
     stage: Stage,
-    store: StageStore,
+    store: Store,
     *,
     uses: list[StageUse] | None = None,
     progress: ProgressCallback | None = None,
@@ -76,10 +81,11 @@ def ensure(
 
     def finished(manifest: Manifest, reused: bool) -> StageResult:
         if uses is not None:
-            uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused))
+            uses.append(StageUse(stage.kind, stage.key, stage.label, manifest.seconds, reused, damages.get(stage.key, "")))
         path = store.path(stage.kind, stage.key)
         return StageResult(path, stage.key, manifest.seconds, reused, manifest.log)
 
+    damages: dict[str, str] = {}
     while True:
         damaged = False
         try:
@@ -95,7 +101,7 @@ def ensure(
         if lease is None:
             continue
         with lease:
-            if _usable(stage, store):
+            if _usable(stage, store, damages):
                 continue
             (manifest,) = build([started], [lease], store, lambda contexts: stage.build(*contexts))
         if manifest is not None:
@@ -104,7 +110,7 @@ def ensure(
 
 def ensure_together(
     stages: Iterable[Stage],
-    store: StageStore,
+    store: Store,
     *,
     uses: list[StageUse] | None = None,
     progress: ProgressCallback | None = None,
@@ -129,12 +135,13 @@ def ensure_together(
         needed = {stage.key: _inputs(stage, store, uses, options) for stage in missing}
         with contextlib.ExitStack() as held:
             building, leases = [], []
+            damages: dict[str, str] = {}
             for stage in missing:
                 started = Building(stage, store, needed[stage.key], progress)
                 lease = _lease(started, store, heartbeat, patience)
                 if lease is not None:
                     held.enter_context(lease)
-                    if not _usable(stage, store):
+                    if not _usable(stage, store, damages):
                         building.append(started)
                         leases.append(lease)
             together = missing[0].together
@@ -143,34 +150,39 @@ def ensure_together(
                 continue
             manifests = build(building, leases, store, together.build)
         if uses is not None:
-            uses += [StageUse(one.kind, one.key, one.label, one.seconds, reused=False) for one in manifests if one is not None]
+            uses += [
+                StageUse(one.kind, one.key, one.label, one.seconds, reused=False, damage=damages.get(one.key, ""))
+                for one in manifests
+                if one is not None
+            ]
 
 
-def _inputs(stage: Stage, store: StageStore, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:
+def _inputs(stage: Stage, store: Store, uses: list[StageUse] | None, options: Mapping[str, Any]) -> dict[str, Path]:
     return {name: ensure(below, store, uses=uses, **options).path for name, below in stage.inputs.items()}
 
 
-def _lease(started: Building, store: StageStore, heartbeat: float, patience: float, *, damaged: bool = False) -> Lease | None:
+def _lease(started: Building, store: Store, heartbeat: float, patience: float, *, damaged: bool = False) -> Lease | None:
     """The right to build a stage; none once somebody else has built it."""
     stage = started.stage
     with store.storage_errors():
         return acquire(
-            store.lease_folder(stage.kind, stage.key),
+            store.lease(stage.kind, stage.key),
             until=(lambda: False) if damaged else (lambda: store.exists(stage.kind, stage.key)),
-            on_beat=started.save_elapsed,
+            on_beat=started.keep,
             heartbeat=heartbeat,
             patience=patience,
         )
 
 
-def _usable(stage: Stage, store: StageStore) -> bool:
-    """With the lease held: whether somebody finished the stage meanwhile; a damaged one is moved aside."""
+def _usable(stage: Stage, store: Store, damages: dict[str, str]) -> bool:
+    """With the lease held: whether somebody finished the stage meanwhile; a damaged one is moved aside, and noted by key."""
     try:
         return store.read(stage.kind, stage.key) is not None
     except DamagedStage as damage:
         with store.storage_errors():
             aside = store.quarantine(stage.kind, stage.key)
-        logger.warning("%s; moved to %s, and built again", damage, aside)
+        damages[stage.key] = f"{damage}; moved to {aside}, and built again"
+        logger.warning(damages[stage.key])
         return False
 
 
@@ -187,7 +199,7 @@ class PlanRow:
     source: CostSource
 
 
-def plan(stages: Iterable[Stage], store: StageStore, expected_seconds: Mapping[str, float]) -> list[PlanRow]:
+def plan(stages: Iterable[Stage], store: Store, expected_seconds: Mapping[str, float]) -> list[PlanRow]:
     """One row per distinct stage that `stages` need, inputs first; reads manifests only, builds and writes nothing.
 
     A missing stage is estimated by the median cost of its kind in the store, else by `expected_seconds[kind]`, else 0.

@@ -9,6 +9,7 @@ import ray
 
 from tune.context import StudyContext
 from tune.resources import Placing, nodes_of, notes, place
+from tune.stores import is_object_store
 from tune.study_config import SearchConfig
 from tune.study_folder import StudyFailed
 
@@ -31,7 +32,8 @@ def near_gpus(function: Callable[..., Result], context: StudyContext, *arguments
     There it must not wait for a fit that takes more than the workers which its context tells it to use. Function and arguments
     are sent by pickle. Raises what the function raises, and StudyFailed where its process dies again and again.
     """
-    if not ray.is_initialized() or not _only_elsewhere():
+    # Where hosts share no folder, what is read afterwards has to be on this one.
+    if not ray.is_initialized() or is_object_store(context.stages_root) or not _only_elsewhere():
         return function(context, *arguments)
     search = context.config.search
     placing, _ = placing_of(search)

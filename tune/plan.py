@@ -11,7 +11,6 @@ from tune.pipeline import plan as rows_of
 from tune.progress import duration
 from tune.space import PARAMETERS, SearchSpace, apply
 from tune.stages import EXPECTED_SECONDS
-from tune.store import StageStore
 from tune.trial import seeds_of, stages_of
 
 _SOURCES = "stored: what this stage cost; observed: the median of its kind here; expected: the quick preset's on 2 CPU cores"
@@ -22,7 +21,7 @@ def plan(context: StudyContext, space: SearchSpace) -> str:
 
     A trial that shares nothing with trial 0, and its final stage, stand for all others.
     """
-    store, search = StageStore(context.stages_root), context.config.search
+    store, search = context.store(), context.config.search
     configuration, start = context.config.configuration, space.start(context.config.configuration)
     first, other = (stages_of(context, apply(configuration, params)) for params in (start, another(space, start)))
     seeds = seeds_of(context, search.seeds_per_trial)

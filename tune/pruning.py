@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from migvis.errors import InputError
+from tune.folder_leases import FolderLease
 from tune.leases import PATIENCE, acquire, holder
 from tune.store import StageName, StageStore
 from tune.store_lock import StoreInUse, alone
-from tune.study_folder import running
+from tune.study_lock import running
 
 _Value = TypeVar("_Value")
 _TRASH = ".trash-"
@@ -174,7 +175,7 @@ def survey(storage: Path, keep: Collection[str] = ()) -> Survey:
         if name not in {folder.name for folder in folders}:
             raise InputError(f"--keep {name}: there is no such study in {storage}")
     needs = [study_needs(folder, whole=folder.name in keep) for folder in folders]
-    leases = [(name, path, holder(path)) for name, path in store.entries(".leases")]
+    leases = [(name, path, holder(FolderLease(path))) for name, path in store.entries(".leases")]
     building = {name: who for name, _, who in leases if who is not None}
     needed = _with_inputs(set(building).union(*(one.stages for one in needs)), store)
     items = [_item(name, store) for name in store.stages()]
@@ -205,19 +206,26 @@ def prune(
     store = _store(storage)
     try:
         with alone(store):
+            _check_nothing_runs(storage, patience)
             with store.storage_errors():
                 check_nothing_is_built(store, patience)
             found = survey(storage, keep)
             show(found)
             with store.storage_errors():
                 result, trash = _take_out(store, found)
-    except StoreInUse as refusal:
-        studies = running(storage)
-        raise InputError(f"--storage {storage}: study {studies[0]} is running" if studies else str(refusal)) from None
+    except StoreInUse:
+        _check_nothing_runs(storage, patience)
+        raise
     for path in trash:  # in no study's reach any more, so nobody need wait for it
         shutil.rmtree(path, ignore_errors=True)
     result.remains += [path for path in trash if path.exists()]
     return result
+
+
+def _check_nothing_runs(storage: Path, patience: float) -> None:
+    """Raises InputError while a driver runs a study, also on a host that the store's lock does not reach."""
+    for name, who in running(storage, patience).items():
+        raise InputError(f"--storage {storage}: study {name} is running: {who}")
 
 
 def check_nothing_is_built(store: StageStore, patience: float) -> None:
@@ -228,12 +236,12 @@ def check_nothing_is_built(store: StageStore, patience: float) -> None:
 
     def lives(folder: Path) -> bool:
         end = time.monotonic() + 1.5 * patience
-        lease = acquire(folder, until=lambda: time.monotonic() > end, patience=patience)
+        lease = acquire(FolderLease(folder), until=lambda: time.monotonic() > end, patience=patience)
         if lease is not None:
             lease.release()
         return lease is None
 
-    held = [(name, path, who) for name, path in store.entries(".leases") if (who := holder(path)) is not None]
+    held = [(name, path, who) for name, path in store.entries(".leases") if (who := holder(FolderLease(path))) is not None]
     if not held:
         return
     with ThreadPoolExecutor(len(held)) as pool:
@@ -266,7 +274,8 @@ def _take_out(store: StageStore, found: Survey) -> tuple[Pruned, list[Path]]:
                     result.stages.append(unneeded[name])
     with contextlib.suppress(PermissionError):
         folders = {store.lease_folder(*name) for name in paths}.union(found.leases)
-        trash += [moved for path in sorted(folders) if holder(path) is None and (moved := _move(path, store)) is not None]
+        free = [path for path in sorted(folders) if holder(FolderLease(path)) is None]
+        trash += [moved for path in free if (moved := _move(path, store)) is not None]
     return result, trash
 
 
@@ -274,11 +283,11 @@ def _take_out(store: StageStore, found: Survey) -> tuple[Pruned, list[Path]]:
 def _claim(store: StageStore, name: StageName) -> Iterator[bool]:
     """Holds a stage's lease; false if somebody else does."""
     folder = store.lease_folder(*name)
-    if holder(folder) is not None:
+    if holder(FolderLease(folder)) is not None:
         yield False
         return
     try:
-        lease = acquire(folder, until=lambda: True)
+        lease = acquire(FolderLease(folder), until=lambda: True)
     except OSError as error:
         if not store.is_full(error):
             raise

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tune.command_line import Parser, add_places, interrupted_by_termination
+from tune.command_line import Parser, add_places, add_stores, interrupted_by_termination
 
 if TYPE_CHECKING:
     from tune.context import Hooks
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--trials", type=int, metavar="N", help="trials in all; with --resume the new total")
     add("--study", metavar="NAME", help="the study's name (default: preset, date and time)")
     add_places(result)
+    add_stores(result)
     add("--seed", type=int, metavar="N", help="seed of the search and of every fit (default: 0)")
     add("--resume", action="store_true", help="go on with --study, or with the latest unfinished study")
     add("--dry-run", action="store_true", help="print the plan: stages, which exist already, and their estimated cost")

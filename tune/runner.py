@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,9 +13,10 @@ import torch
 from migvis.training import Progress
 from migvis.weights import read_json
 from tune.context import StudyContext
+from tune.manifest import StageName
 from tune.pipeline import StageResult, StageUse, ensure, ensure_together, topological
+from tune.pipeline import logger as pipeline_logger
 from tune.stage_graph import Stage
-from tune.store import StageName, StageStore
 from tune.study_folder import write_json
 
 
@@ -25,7 +28,7 @@ class Runner:
 
     def __init__(self, context: StudyContext, title: str, reporter: str) -> None:
         torch.set_num_threads(context.config.search.threads_per_trial)
-        self.store = StageStore(context.stages_root)
+        self.store = context.store()
         self.reporter = context.reporter(reporter)
         self.title = title
         self._file = context.folder / "uses" / f"{reporter}.json"
@@ -39,7 +42,8 @@ class Runner:
     def __call__(self, stage: Stage) -> StageResult:
         self.reporter.update(f"{self.title}: {stage}")
         self._want([stage])
-        result = ensure(stage, self.store, uses=self.uses, progress=self._report)
+        with self._warnings_shown():
+            result = ensure(stage, self.store, uses=self.uses, progress=self._report)
         self._remember()
         return result
 
@@ -47,9 +51,21 @@ class Runner:
         """Builds at once those that are missing and can be, for later calls to find."""
         self._want(stages)
         try:
-            ensure_together(stages, self.store, uses=self.uses, progress=self._report)
+            with self._warnings_shown():
+                ensure_together(stages, self.store, uses=self.uses, progress=self._report)
         finally:
             self._remember()
+
+    @contextmanager
+    def _warnings_shown(self) -> Iterator[None]:
+        """Shows in the terminal what the pipeline warns of, such as a damaged stage, from whichever process this is."""
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: self.reporter.line(f"WARNING: {record.getMessage()}")  # type: ignore[method-assign]
+        pipeline_logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            pipeline_logger.removeHandler(handler)
 
     def _want(self, stages: Sequence[Stage]) -> None:
         """Notes what will be read or built before it is, so that a study which is killed keeps that, too (tune.pruning)."""
@@ -69,7 +85,9 @@ class Runner:
         """The first use of each stage, as TrialResult and the summary want them: what is fitted here is not reused here."""
         first: dict[tuple[str, str], StageUse] = {}
         for use in self.uses:
-            first.setdefault((use.kind, use.key), use)
+            known = first.setdefault((use.kind, use.key), use)
+            if use.damage and not known.damage:
+                first[use.kind, use.key] = replace(known, damage=use.damage)
         return [asdict(use) for use in first.values()]
 
     def seconds(self) -> dict[str, float]:

@@ -17,13 +17,15 @@ from tune.trial_result import TrialResult
 
 PAYLOAD = "payload"
 """Key of Tune's report under which a trial's result travels, as JSON text."""
+NODE, HOST, ERROR, BAD_INPUT = "node", "host", "error", "bad_input"
+"""Keys of the reports before it: where a trial runs, and how it failed."""
 
 
 class LedgerSearcher(Searcher):
     """Ask and tell of a Ledger, for ray.tune.
 
     concurrent: trials in flight at most. failures_allowed: trials given up (after their retries) before the
-    search ends. error_of: what is known of the error of trial `number`, as (message, bad input?).
+    search ends. is_lost: whether the cluster has lost a node, by its id; a trial that died with its node has not failed.
     on_start, on_end: called with each trial as it is proposed and as it is recorded.
     """
 
@@ -33,14 +35,15 @@ class LedgerSearcher(Searcher):
         *,
         concurrent: int,
         failures_allowed: int,
-        error_of: Callable[[int], tuple[str, bool]],
+        is_lost: Callable[[str], bool],
         on_start: Callable[[TrialRecord], None] = lambda record: None,
         on_end: Callable[[TrialRecord], None] = lambda record: None,
     ) -> None:
         super().__init__()
         self._ledger, self._concurrent, self._failures_allowed = ledger, concurrent, failures_allowed
-        self._error_of, self._on_start, self._on_end = error_of, on_start, on_end
+        self._is_lost, self._on_start, self._on_end = is_lost, on_start, on_end
         self._numbers: dict[str, int] = {}
+        self._reports: dict[str, dict[str, Any]] = {}
         self.bad_input: str | None = None
 
     @property
@@ -61,17 +64,32 @@ class LedgerSearcher(Searcher):
         self._on_start(self._ledger.record(proposal.number))
         return {"number": proposal.number, "params": proposal.params}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keeps what a trial says before it ends."""
+        self._reports.setdefault(trial_id, {}).update(
+            {key: result[key] for key in (NODE, HOST, ERROR, BAD_INPUT) if key in result}
+        )
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self._numbers.pop(trial_id)
+        number, told = self._numbers.pop(trial_id), self._reports.pop(trial_id, {})
         payload = (result or {}).get(PAYLOAD)
         if error or payload is None:
-            message, bad_input = self._error_of(number)
-            if bad_input:
-                self.bad_input = message
-            self._ledger.fail(number, message)
+            self._failed(number, told)
         else:
             self._ledger.finish(number, TrialResult.from_json(payload))
         self._on_end(self._ledger.record(number))
+
+    def _failed(self, number: int, told: dict[str, Any]) -> None:
+        if ERROR in told:
+            if told[BAD_INPUT]:
+                self.bad_input = told[ERROR]
+            self._ledger.fail(number, told[ERROR], lost=told[BAD_INPUT])
+        elif NODE not in told:
+            self._ledger.fail(number, "its process did not start", lost=True)
+        elif self._is_lost(told[NODE]):
+            self._ledger.fail(number, f"its host {told[HOST]} was lost", lost=True)
+        else:
+            self._ledger.fail(number, f"its process on {told[HOST]} died")
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its experiment with the searcher in it; nothing of ours belongs there."""

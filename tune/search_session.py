@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,10 +21,11 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.placing import placing_of
 from tune.ray_session import prepare_ray_environment
+from tune.redact import redact
 from tune.search import LedgerSearcher
 from tune.shared_storage import check_shared
 from tune.submitted import submitted
-from tune.tracking_uri import artifacts_folder, redact
+from tune.tracking_uri import artifacts_folder
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {
@@ -37,14 +39,15 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 _ATTEMPTS = 3
+_NEWS_SECONDS = 10.0
 
 
-def connect(address: str | None, storage: Path) -> bool:
+def connect(address: str | None, storage: Path | None) -> bool:
     """Joins the cluster at `address` (auto, HOST:PORT), or at RAY_ADDRESS, or starts a local Ray.
 
     Returns False where this process is connected already, so that whoever connected it disconnects it.
-    Raises InputError where no cluster answers, one of its hosts does not share the `storage` folder, or a local Ray does not
-    come up, and KeyboardInterrupt at SIGTERM.
+    Raises InputError where no cluster answers, one of its hosts does not share the `storage` folder (None: none need to), or a
+    local Ray does not come up, and KeyboardInterrupt at SIGTERM.
     """
     prepare_ray_environment()
     for name, value in _ENVIRONMENT.items():
@@ -61,7 +64,8 @@ def connect(address: str | None, storage: Path) -> bool:
         # Ray puts a handler of its own there, which exits on the spot.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
-    check_shared(storage)
+    if storage is not None:
+        check_shared(storage)
     return True
 
 
@@ -101,6 +105,21 @@ def _check_answers(address: str, named: str, timeout: float = 5.0) -> None:
         raise InputError(f"{named}: no Ray cluster answers: {_first_line(error)}") from None
 
 
+def is_lost(node: str) -> bool:
+    """Whether the cluster has lost a node, by its id.
+
+    Waits a little for the news: of a host that dies, a process may be missed before its node is.
+    """
+    deadline = time.monotonic() + _NEWS_SECONDS
+    while True:
+        alive = {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
+        if node not in alive:
+            return True
+        if len(alive) == 1 or time.monotonic() > deadline:  # the only one is the driver's own
+            return False
+        time.sleep(0.2)
+
+
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
     """Runs the search until the searcher says that it is finished; results go through the searcher.
 
@@ -111,8 +130,10 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
     placing, _ = placing_of(context.config.search)
     resources = {"cpu": placing.trial.cpus} | ({"gpu": placing.trial.gpus} if placing.trial.gpus else {})
     context = context.of_trials(placing.threads, placing.workers)
-    scratch = context.folder / "tune"
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left in context.folder.glob("tune-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own, because a driver that has lost the study to this one may still be on its way out.
+    scratch = context.folder / f"tune-{uuid.uuid4().hex[:8]}"
     try:
         tuner = tune.Tuner(
             tune.with_resources(trainable(context, hooks), resources),
@@ -126,7 +147,7 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=scratch.name,
                 storage_path=str(context.folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),

@@ -12,9 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tune.leases import Lease
+from tune.manifest import Manifest
 from tune.sources import source_digest
 from tune.stage_graph import ProgressCallback, Stage, StageContext
-from tune.store import Manifest, StageStore
+from tune.store_base import Store
 
 _ELAPSED = ".elapsed"
 
@@ -25,7 +26,7 @@ class Building:
     Those of killed attempts are included, since they are saved in the scratch folder at every heartbeat of the lease.
     """
 
-    def __init__(self, stage: Stage, store: StageStore, inputs: Mapping[str, Path], progress: ProgressCallback | None) -> None:
+    def __init__(self, stage: Stage, store: Store, inputs: Mapping[str, Path], progress: ProgressCallback | None) -> None:
         self.stage = stage
         self.resumed = False
         self._store, self._inputs, self._progress = store, inputs, progress
@@ -37,6 +38,7 @@ class Building:
     def start(self, share: float) -> StageContext:
         """Makes the stage's folders, and starts its clock."""
         with self._store.storage_errors():
+            self._store.fetch_scratch(self.stage.kind, self.stage.key)
             self.resumed = self._scratch.is_dir() and any(name != _ELAPSED for name in os.listdir(self._scratch))
             self._scratch.mkdir(parents=True, exist_ok=True)
             folder = self._store.start_writing(self.stage.kind, self.stage.key)
@@ -48,14 +50,16 @@ class Building:
     def seconds(self) -> float:
         return self._before + (self._share * (time.perf_counter() - self._start) if self._start is not None else 0.0)
 
-    def save_elapsed(self) -> None:
+    def keep(self, *, wait: bool = False) -> None:
+        """Keeps the seconds, and all that can be resumed from, for whoever goes on."""
         if self._start is not None:
             with contextlib.suppress(OSError):  # the folder goes at success, and a lost figure is no reason to fail
                 self._file.write_text(f"{self.seconds():.3f}")
+                self._store.keep_scratch(self.stage.kind, self.stage.key, wait=wait)
 
     def forget(self) -> None:
         """Removes what earlier attempts left: a bad checkpoint must not make the stage fail for ever."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._store.forget_scratch(self.stage.kind, self.stage.key)
 
     def manifest(self, context: StageContext) -> Manifest:
         stage = self.stage
@@ -78,7 +82,7 @@ class Building:
 def build(
     building: Sequence[Building],
     leases: Sequence[Lease],
-    store: StageStore,
+    store: Store,
     program: Callable[[Sequence[StageContext]], None],
 ) -> list[Manifest | None]:
     """Builds and commits with the leases held; none for a stage whose lease was lost on the way, so that its new holder builds.
@@ -104,12 +108,12 @@ def build(
         return ends[::-1]
     finally:
         for one in building:
-            one.save_elapsed()
+            one.keep(wait=True)
         for context in contexts:
             shutil.rmtree(context.folder, ignore_errors=True)
 
 
-def _commit(one: Building, context: StageContext, lease: Lease, store: StageStore) -> Manifest | None:
+def _commit(one: Building, context: StageContext, lease: Lease, store: Store) -> Manifest | None:
     try:
         with store.storage_errors():
             return store.commit(context.folder, one.manifest(context))

@@ -69,7 +69,7 @@ class Stages:
 
     def weights(self) -> str | None:
         """Digest of a frozen encoder's weights file; none where timm's own are used."""
-        from tune.store import file_digest
+        from tune.manifest import file_digest
 
         path = self.configuration.critic.encoder_weights
         return None if path is None else file_digest(Path(path))

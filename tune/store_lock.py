@@ -1,55 +1,52 @@
 """Who may delete from a stage store: nobody, while anybody uses it.
 
 A stage that was just found must not vanish before it is read. So every driver and every trial's process holds the store's
-lock, shared, for as long as it lives, and who deletes stages holds it alone. It is a lock of the operating system (flock)
-on `<root>/.lock`: it ends with its holder, however that ends. Hosts that share the folder see each other's where the file
-system passes such locks on, as NFS 4 does.
+lock, shared, for as long as it lives, and who deletes stages holds it alone. It ends with its holder, however that ends
+(tune.shared_locks).
 """
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import ExitStack, contextmanager
 
 from migvis.errors import InputError
-from tune.store import StageStore
+from tune.shared_locks import TakeLock
+from tune.store_base import Store
 
 
 class StoreInUse(InputError):
     """Stages may not be deleted now."""
 
 
-def _open(store: StageStore) -> IO[str]:
-    with store.storage_errors():
-        store.root.mkdir(parents=True, exist_ok=True)
-        # NFS gives a shared lock to those only who may read the file.
-        return open(store.root / ".lock", "a+", encoding="utf-8")
+@contextmanager
+def _lock_of(store: Store) -> Iterator[TakeLock]:
+    with ExitStack() as stack:
+        with store.storage_errors():
+            take = stack.enter_context(store.lock())
+        yield take
 
 
 @contextmanager
-def in_use(store: StageStore) -> Iterator[None]:
+def in_use(store: Store) -> Iterator[None]:
     """Keeps all stages where they are; waits, and says so, while another process deletes some.
 
-    Raises InputError if the storage folder cannot be written.
+    Raises InputError if the storage cannot be written.
     """
-    with _open(store) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{store.root}: stages are being pruned; waiting for the end of that", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_SH)
+    with _lock_of(store) as take:
+        with store.storage_errors():
+            if not take(False, False):
+                print(f"{store.name}: stages are being pruned; waiting for the end of that", file=sys.stderr)
+                take(False, True)
         yield
 
 
 @contextmanager
-def alone(store: StageStore) -> Iterator[None]:
+def alone(store: Store) -> Iterator[None]:
     """The right to delete stages. Raises StoreInUse while another process uses the store, InputError if it cannot be written."""
-    with _open(store) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreInUse(f"{store.root}: in use by a study that runs, or being pruned already") from None
+    with _lock_of(store) as take:
+        with store.storage_errors():
+            if not take(True, False):
+                raise StoreInUse(f"{store.name}: in use by a study that runs, or being pruned already")
         yield

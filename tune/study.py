@@ -6,8 +6,8 @@ import importlib
 import shlex
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
+from tune.database import without_password
+from tune.redact import redact
 from tune.selection import check_rule
 from tune.space import SearchSpace
-from tune.store import StageStore
 from tune.store_lock import in_use
+from tune.stores import Places, default_places, is_object_store, places_of
 from tune.study_config import StudyConfig, check_method, load_study_config
 from tune.study_folder import (
     StudyFailed,
@@ -27,13 +29,15 @@ from tune.study_folder import (
     default_name,
     default_storage,
     exists,
+    is_full,
     latest_unfinished,
-    locked,
     open_storage,
+    own_database,
     read_study,
 )
+from tune.study_lock import StudyTakenOver, held_in_database, locked
 from tune.submitted import submitted
-from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri, redact
+from tune.tracking_uri import absolute, check_tracking, default_uri, given_uri
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,20 @@ class Request:
     storage: Path | None = None
     tracking_uri: str | None = None
     address: str | None = None
+    stages: str | None = None
+    database: str | None = None
     seed: int | None = None
     resume: bool = False
     dry_run: bool = False
     overrides: tuple[str, ...] = ()
 
     def resume_line(self, study: str) -> str:
-        """The command that goes on with the study; credentials are left out."""
+        """The command that goes on with the study; credentials are left out, and what the study itself remembers."""
         words = ["python", "tune/run.py", "--study", study, "--resume"]
         sent = submitted()
-        address = self.address if sent is None else sent.address
-        for option, value in (("--storage", self.storage), ("--tracking-uri", self.tracking_uri), ("--address", address)):
+        given = {"--storage": self.storage, "--tracking-uri": self.tracking_uri}
+        given["--address"] = self.address if sent is None else sent.address
+        for option, value in given.items():
             if value is not None:
                 words += [option, redact(str(value))]
         return shlex.join(words)
@@ -72,12 +79,16 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Opened:
-    """A study as far as its storage and its configuration tell. uri: of MLflow. record: of a study that is resumed."""
+    """A study as far as its storage and its configuration tell.
+
+    uri: of MLflow. places: of its stages and of its database. record: of a study that is resumed.
+    """
 
     storage: Path
     config: StudyConfig
     seed: int
     uri: str
+    places: Places
     record: StudyRecord | None
 
 
@@ -104,7 +115,17 @@ def open_study(request: Request) -> Opened:
     uri = absolute(given or default_uri(storage))
     if not request.dry_run:
         check_tracking(uri)
-    return Opened(storage, config, _seed(request, record), uri, record)
+    kept = (record.stages, record.database) if record else (None, None)
+    if record and record.database and request.database and without_password(request.database) != record.database:
+        shown = f"--database {redact(request.database)}"
+        raise InputError(f"{shown}: study {record.name} was begun with {redact(record.database)}, which has its trials")
+    places = places_of(storage, request.stages or kept[0], request.database or kept[1], check=not request.dry_run)
+    if is_object_store(places.stages) and config.search.fit_workers > 1:
+        raise InputError(
+            f"search.fit_workers={config.search.fit_workers}: fits by several workers need their stages in a folder that all "
+            f"hosts share, not --stages {places.stages}"
+        )
+    return Opened(storage, config, _seed(request, record), uri, places, record)
 
 
 def _seed(request: Request, record: StudyRecord | None) -> int:
@@ -140,21 +161,35 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         data_digest=data.digest,
         rendered=data.rendered,
         seed=opened.seed,
-        stages_root=storage / "stages",
+        stages_root=opened.places.stages,
         workers=config.search.fit_workers,
+        database=opened.places.database or own_database(storage / record.name),
+        study_id=record.id,
     )
     if request.dry_run:
         print(hooks.plan(context, space))
         return
-    from tune.study_run import StudyRun
-
     context.folder.mkdir(parents=True, exist_ok=True)
     uri = opened.uri
-    record = replace(record, config=config, finished=False, tracking_uri=None if uri == default_uri(storage) else redact(uri))
+    record = replace(
+        record,
+        config=config,
+        finished=False,
+        tracking_uri=None if uri == default_uri(storage) else redact(uri),
+        stages=None if opened.places.stages == default_places(storage).stages else str(opened.places.stages),
+        database=opened.places.database,
+    )
     with ExitStack() as stack:
-        stack.enter_context(locked(context.folder))
-        stack.enter_context(in_use(StageStore(context.stages_root)))
-        study = StudyRun(context, hooks, record, space, data, uri)
+        checks = [stack.enter_context(locked(context.folder))]  # before Ray is imported: who is refused is told at once
+        from tune.ledger import trials_in
+        from tune.study_run import StudyRun
+
+        if opened.places.database is not None:
+            checks.append(stack.enter_context(held_in_database(context.database, context.study)))
+            if opened.record is None and trials_in(context.database, context.study):
+                raise InputError(f"--study {context.study}: exists in --database {redact(context.database)}; give another name")
+        stack.enter_context(in_use(context.store()))
+        study = StudyRun(context, hooks, record, space, data, uri, lambda: _all(checks))
         stack.callback(study.close)
         study.clock.add("start", time.monotonic() - begin)
         try:
@@ -162,6 +197,18 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         except KeyboardInterrupt:
             study.end("interrupted", "KILLED")
             raise Interrupted(request.resume_line(context.study)) from None
-        except Exception:
-            study.end("failed", "FAILED")
+        except StudyTakenOver:
             raise
+        except Exception as error:
+            full = is_full(error)
+            with suppress(Exception) if full else nullcontext():
+                study.end("failed", "FAILED")
+            if full:
+                line = request.resume_line(context.study)
+                raise InputError(f"--storage {storage}: is full; free some space, and go on with: {line}") from error
+            raise
+
+
+def _all(checks: Iterable[Callable[[], None]]) -> None:
+    for check in checks:
+        check()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import errno
 import json
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from migvis.errors import InputError
+from tune.database import sqlite_url
 from tune.study_config import StudyConfig
 
 _RESERVED = {"stages", "data", "mlflow-artifacts", "ablations"}
@@ -42,6 +40,16 @@ def open_storage(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"--storage {path}: cannot be written: {error.strerror}") from None
     return path.resolve()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one behind it, tells of a full disk; SQLite says so in words."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if getattr(behind, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "database or disk is full" in str(behind):
+            return True
+        behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +84,7 @@ class StudyRecord:
     """What `study.json` holds: enough to resume by name alone.
 
     id: tells it from another study of its name on a tracking server. tracking_uri: without credentials; None: the
-    database in the storage folder.
+    database in the storage folder. stages, database: likewise; None: the storage folder's stages, the study's own SQLite.
     """
 
     name: str
@@ -87,10 +95,17 @@ class StudyRecord:
     finished: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     tracking_uri: str | None = None
+    stages: str | None = None
+    database: str | None = None
 
     def write(self, folder: Path) -> None:
         content = {part.name: getattr(self, part.name) for part in fields(self)}
         write_json(folder / "study.json", {**content, "config": self.config.model_dump(mode="json")})
+
+
+def own_database(folder: Path) -> str:
+    """The URL of a study's own database."""
+    return sqlite_url(folder / "optuna.db")
 
 
 def exists(storage: Path, name: str) -> bool:
@@ -117,30 +132,3 @@ def latest_unfinished(storage: Path) -> StudyRecord:
         if not record.finished:
             return record
     raise InputError(f"--resume: no unfinished study in {storage}")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a study for this driver. Raises InputError while another driver of this machine runs it."""
-    with open(folder / "lock", "a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise InputError(f"--study {folder.name}: process {handle.read().strip() or '?'} is running it") from None
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
-        yield
-
-
-def running(storage: Path) -> list[str]:
-    """The studies of a storage folder that a driver of this machine runs now."""
-    names = []
-    for path in sorted(storage.glob("*/lock")):
-        with contextlib.suppress(OSError), path.open(encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                names.append(path.parent.name)
-    return names

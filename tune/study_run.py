@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,44 @@ from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
 from tune.search_report import write_search_report
-from tune.search_session import command_to_browse, connect, run_search
+from tune.search_session import command_to_browse, connect, is_lost, run_search
 from tune.selection import select
 from tune.space import SearchSpace
+from tune.stores import check_reach, is_object_store
+from tune.study_files import fetch_trial, share_data
 from tune.study_folder import StudyFailed, StudyRecord
 from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_revision
 from tune.tracking import Tracker
 from tune.tracking_uri import artifacts_folder, default_uri
 from tune.tracking_writer import Writer
-from tune.trial_process import stored_error, stored_result
-from tune.trial_result import FinalResult
+from tune.trial_process import stored_result
+from tune.trial_result import FinalResult, TrialResult
 
 REGISTERED_MODEL = "migvis"
 
 
 class StudyRun:
-    """One session of a study: the parts that live while the driver lives."""
+    """One session of a study: the parts that live while the driver lives.
+
+    check_held: raises StudyTakenOver once another driver has the study; called before each write to it.
+    """
 
     def __init__(
-        self, context: StudyContext, hooks: Hooks, record: StudyRecord, space: SearchSpace, data: DataSummary, uri: str
+        self,
+        context: StudyContext,
+        hooks: Hooks,
+        record: StudyRecord,
+        space: SearchSpace,
+        data: DataSummary,
+        uri: str,
+        check_held: Callable[[], None],
     ) -> None:
         self.context, self.hooks, self.record, self.space, self.data, self.uri = context, hooks, record, space, data, uri
+        self._check_held = check_held
         self.config, self.search = context.config, context.config.search
         self.revision = git_revision()
         self.state = "running"
+        self.shared = context  # as its processes on all hosts have it
         self._started_ray = False
         self.final: FinalResult | None = None
         # Of a study that is extended, what was selected stands until there is something newer.
@@ -55,7 +69,7 @@ class StudyRun:
     def _open_ledger(self) -> Ledger:
         search, context = self.search, self.context
         return Ledger(
-            context.folder / "optuna.db",
+            context.database,
             context.study,
             space=self.space,
             objectives=self.data.objectives,
@@ -66,8 +80,13 @@ class StudyRun:
             sampler=search.sampler,
             start=self.space.start(self.config.configuration),
             retries=search.retries,
-            recover=lambda number, params: stored_result(context.folder, number, params),
+            check_held=self._check_held,
+            recover=self._stored_result,
         )
+
+    def _stored_result(self, number: int, params: dict[str, Any]) -> TrialResult | None:
+        fetch_trial(self.context, number)
+        return stored_result(self.context.folder, number, params)
 
     def _writer(self) -> Writer:
         identity = self.config.identity()
@@ -88,9 +107,14 @@ class StudyRun:
             tags=tags,
             # The runs' parameters: MLflow refuses other values of those when a study is resumed.
             params={**identity["configuration"], **identity["search"]},
-            recall=self.ledger.remembered,
+            recall=self._recall,
             remember=self.ledger.remember,
         )
+
+    def _recall(self, key: str) -> Any:
+        """What the study remembers; the tracker asks before it writes anything of a run."""
+        self._check_held()
+        return self.ledger.remembered(key)
 
     def run(self, address: str | None) -> None:
         """All phases in order; what an earlier session finished is taken from the database and the stage store."""
@@ -98,9 +122,15 @@ class StudyRun:
             self.display.say(f"study {self.context.study} in {self.context.folder}")
             self._show_trials()
             with self.clock.phase("start"):
-                self._started_ray = connect(address, self.context.storage)
+                shared = None if is_object_store(self.context.stages_root) else self.context.storage
+                self._started_ray = connect(address, shared)
+                check_reach(self.context.stages_root, self.context.database, sum(node["Alive"] for node in ray.nodes()))
                 for note in placing_of(self.search)[1]:
                     self.display.say(f"note: {note}")
+            self.shared = share_data(self.context)
+            for record in self.ledger.records():
+                if record.finished:
+                    fetch_trial(self.context, record.number)  # of a driver that was killed before it did
             # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
             self.tracker.start()
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
@@ -114,11 +144,12 @@ class StudyRun:
                 self.summarise()
             self.display.phase("writing to MLflow")
             problems = self.end("finished", "FINISHED")
+            self._check_held()
             replace(self.record, finished=True).write(self.context.folder)
         self._say_where(problems)
 
     def _prepare(self) -> None:
-        prepared = self.hooks.prepare(self.context)
+        prepared = self.hooks.prepare(self.shared)
         self.context.reporter("prepare").done()
         if prepared is not None:
             self._remember_stages("stages_prepare", prepared.stages)
@@ -135,11 +166,11 @@ class StudyRun:
             self.ledger,
             concurrent=self.search.concurrent_trials,
             failures_allowed=max(1, self.search.trials // 4),
-            error_of=lambda number: stored_error(self.context.folder, number),
+            is_lost=is_lost,
             on_start=self.tracker.trial_started,
             on_end=self._trial_ended,
         )
-        run_search(self.context, self.hooks, searcher)
+        run_search(self.shared, self.hooks, searcher)
         if searcher.bad_input is not None:
             raise InputError(searcher.bad_input)
         if not self.ledger.done():
@@ -147,6 +178,7 @@ class StudyRun:
             raise StudyFailed(f"{len(errors)} trials failed for good; the last: {errors[-1]}")
 
     def _trial_ended(self, record: TrialRecord) -> None:
+        fetch_trial(self.context, record.number)
         self.tracker.trial_ended(record)
         self._show_trials()
         if record.finished and record.seconds is not None:
@@ -161,13 +193,14 @@ class StudyRun:
         self.display.say(f"selected trial {selected.trial} by {selected.rule}: {params_text(selected.params)}")
         if self.outcome is None or self.outcome.export is None:
             self.outcome = Outcome(selected)
-        self.final = near_gpus(self.hooks.finish, self.context, selected)
+        self.final = near_gpus(self.hooks.finish, self.shared, selected)
         self.outcome = Outcome(selected, self.final.metrics, self.final.export)
         self.context.reporter("final").done()
         self._remember_stages("stages_final", self.final.stages)
 
     def summarise(self) -> list[str]:
         """Writes summary.json; the notes in it."""
+        self._check_held()
         return self.summary.write(self.state, self.outcome)
 
     def _show_trials(self) -> None:

@@ -1,8 +1,9 @@
 """A command line sent to a cluster: with `--address http://HEAD:8265` it becomes a Ray job there, followed from here.
 
 What travels: this checkout's packages (so the cluster runs the code that is here, on what `ray up` installed), the words of the
-command line, and the files that they name by `--config` or as an ablation of one's own. `--data` and `--storage` are the
-cluster's own paths; where storage and tracking are not named, the head's environment does (MIGVIS_STORAGE, MLFLOW_TRACKING_URI).
+command line, and the files that they name by `--config` or as an ablation of one's own. `--data`, `--storage` and `--stages` are
+the cluster's own paths; where storage and tracking are not named, the head's environment does (MIGVIS_STORAGE and
+MLFLOW_TRACKING_URI).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 
 from migvis.errors import InputError
 from tune.job import Job, check_answers
+from tune.redact import has_password, redact
 from tune.submitted import Submitted, installed_versions
 from tune.summary import ROOT, git_revision
-from tune.tracking_uri import redact
 
 PACKAGES = ("migvis", "tune")
-_ON_THE_CLUSTER = ("--data", "--storage")
+_ON_THE_CLUSTER = ("--data", "--storage", "--stages")
 _STOP_SECONDS = 60
 """How long a job that is stopped may take to write its records, before it is killed."""
 
@@ -60,7 +61,7 @@ def words_there(words: Sequence[str], folder: Path) -> list[str]:
             continue
         if option in _ON_THE_CLUSTER and not value.startswith("/") and "://" not in value:
             raise InputError(f"{option} {value}: is a path on the cluster, and has to begin with /")
-        if option == "--tracking-uri" and redact(value) != value:
+        if (option == "--tracking-uri" and redact(value) != value) or (option == "--database" and has_password(value)):
             raise InputError(f"{option}: a job's words are shown by the cluster; put credentials into the head's environment")
         if option == "--config" or (not option and value.endswith(".py")):
             value = _carried(Path(value), folder)
@@ -70,7 +71,7 @@ def words_there(words: Sequence[str], folder: Path) -> list[str]:
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(option, value) where a word is the value of the option before it, or has one after "="; else ("", word)."""
-    with_value = ("--address", "--config", "--data", "--storage", "--tracking-uri")
+    with_value = ("--address", "--config", *_ON_THE_CLUSTER, "--database", "--tracking-uri")
     left = iter(words)
     for word in left:
         option, equals, value = word.partition("=")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tune.ledger import TrialRecord
-from tune.tracking_uri import redact
+from tune.redact import redact
 from tune.tracking_writer import Writer, sent_key
 
 Job = Callable[[Writer], object]

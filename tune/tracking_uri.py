@@ -6,13 +6,13 @@ import base64
 import http.client
 import importlib.util
 import os
-import re
 import socket
 import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from migvis.errors import InputError
+from tune.redact import redact
 
 URI, USERNAME, PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -26,12 +26,6 @@ def default_uri(storage: Path) -> str:
 def given_uri(option: str | None) -> str | None:
     """`--tracking-uri`, or what stands for it in the environment; None: neither."""
     return option or os.environ.get(URI) or None
-
-
-def redact(text: str) -> str:
-    """`text` without the user names and passwords of the URIs in it."""
-    text = re.sub(r"(\w[\w+.-]*://)[^/\s]+@", r"\1", text)
-    return re.sub(r"([?&](?:password|passwd|sslpassword|token)=)[^&#\s]+", r"\1", text, flags=re.IGNORECASE)
 
 
 def absolute(uri: str) -> str:

@@ -20,6 +20,7 @@ from tune.pipeline import Stage, StageResult
 from tune.runner import Runner
 from tune.stage_data import dataset_at
 from tune.stages import Stages
+from tune.stores import is_object_store
 from tune.trial_result import Prepared, TrialResult
 
 EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
@@ -45,7 +46,8 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
         rendered=context.rendered,
         threads=search.threads_per_trial,
         workers=context.workers,
-        ray_train=ray_train,
+        # Its workers may be on any host, and read and write the builder's folders.
+        ray_train=ray_train and not is_object_store(context.stages_root),
     )
 
 

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+from tune.database import sqlite_url
 from tune.factorial import FactorialTable
 from tune.ledger import Ledger
 from tune.replay import TRAINING_PICTURES, Moment, moments, replayed
@@ -81,7 +82,7 @@ def _proposing(table: FactorialTable, database: Path, trials: int) -> list[float
     config = load_study_config(None, [f"search.trials={trials}"])
     space = SearchSpace.of(config, TRAINING_PICTURES)
     ledger = Ledger(
-        database, STUDY, space=space, objectives=OBJECTIVES, identity={}, seed=0, trials=trials,
+        sqlite_url(database), STUDY, space=space, objectives=OBJECTIVES, identity={}, seed=0, trials=trials,
         startup_trials=config.search.startup_trials, start=space.start(config.configuration),
     )  # fmt: skip
     seconds = []

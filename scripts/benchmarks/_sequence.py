@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from tune.context import StudyContext
+from tune.manifest import StageName
 from tune.progress import Display
 from tune.space import apply
 from tune.stage_graph import topological
-from tune.store import StageName, StageStore
 from tune.study_config import StudyConfig
 from tune.study_data import open_data
 from tune.trial import EXPECTED_SECONDS, prepare, run_trial, seeds_of, stages_of
@@ -133,7 +133,7 @@ def _played(context: StudyContext, sequence: Sequence[dict[str, Any]], gated: Se
         stages = stages_of(context, apply(context.config.configuration, params))
         gate = [stages.representation(subject, seed) for subject in context.config.data.subjects for seed in seeds]
         needed.append(topological(gate if ended else stages.trial_stages(seeds)))
-    store, costs = StageStore(context.stages_root), {}
+    store, costs = context.store(), {}
     for stage in {(stage.kind, stage.key) for stages in [study, *needed] for stage in stages}:
         manifest = store.peek(*stage)
         assert manifest is not None, stage

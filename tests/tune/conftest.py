@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from itertools import product
 from pathlib import Path
@@ -67,8 +68,9 @@ hooks = Hooks(open_data, prepare, run_trial, finish, plan=lambda context, space:
 
 
 @pytest.fixture(scope="session")
-def local_ray():
+def local_ray(tmp_path_factory):
     """One local Ray of two CPUs for all tests of the session: a process cannot hold a second one."""
+    os.environ["MIGVIS_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # of all its processes
     from tune.ray_session import prepare_ray_environment
 
     prepare_ray_environment()

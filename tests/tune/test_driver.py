@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from tune.database import sqlite_url
 from tune.ledger import Ledger
 from tune.selection import OBJECTIVES
 from tune.space import SearchSpace
@@ -87,7 +89,7 @@ def test_kill_9_of_the_driver_then_resume(storage, driver_script, science, tmp_p
     space = SearchSpace.of(config, 900)
     start = space.start(config.configuration)
     options = {"objectives": OBJECTIVES, "identity": {}, "seed": 0, "trials": 5, "startup_trials": 3}
-    ledger = Ledger(tmp_path / "undisturbed.db", "u", space=space, start=start, **options)
+    ledger = Ledger(sqlite_url(tmp_path / "undisturbed.db"), "u", space=space, start=start, **options)
     expected = []
     while (proposal := ledger.propose()) is not None:
         expected.append((proposal.number, proposal.params))
@@ -140,3 +142,47 @@ def test_interrupt_exits_130_with_the_line_that_resumes(storage, driver_script, 
     assert process.returncode == 130
     assert errors.strip() == f"interrupted; go on with: python tune/run.py --study k --resume --storage {storage}"
     assert summary_of(storage, "k")["state"] == "interrupted"
+
+
+ELSEWHERE = """
+import tune.leases
+tune.leases._process_namespace = lambda: "another host"
+"""
+
+
+@pytest.mark.slow
+def test_driver_that_stood_still_while_another_took_over_writes_nothing_more(storage, driver_script) -> None:
+    driver = Driver(driver_script, TRIAL_SECONDS="1")
+    stopped = driver.start("--study", "k", "--trials", "4")
+    started = [stopped]
+    try:
+        driver.wait_for_trial(stopped, 1)
+        stopped.send_signal(signal.SIGSTOP)
+        second = driver.start("--study", "k", "--resume")
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert errors.startswith(f"error: --study k: process {stopped.pid} on {socket.gethostname()} since ")
+        assert errors.count("\n") == 1
+
+        # As from another host, where only the lease's counter tells that the first driver does nothing.
+        elsewhere = storage / "elsewhere.py"
+        elsewhere.write_text(ELSEWHERE + driver_script.read_text())
+        successor = Driver(elsewhere, TRIAL_SECONDS="1").start("--study", "k", "--resume")
+        started.append(successor)
+        driver.wait_for_trial(successor, 2)
+        stopped.send_signal(signal.SIGCONT)
+        _, errors = stopped.communicate(timeout=120)
+        line = f"error: study k: taken over by process {successor.pid} on {socket.gethostname()} since "
+        assert (stopped.returncode, errors[: len(line)], errors.count("\n")) == (1, line, 1)
+        output = successor.communicate(timeout=300)
+        assert successor.returncode == 0, output
+    finally:
+        for process in started:
+            process.kill()
+    study = optuna.load_study(study_name="k", storage=f"sqlite:///{storage / 'k' / 'optuna.db'}")
+    states = [trial.state.name for trial in study.trials]
+    assert sum(state in ("COMPLETE", "PRUNED") for state in states) == 4
+    assert "RUNNING" not in states
+    summary = summary_of(storage, "k")
+    assert (summary["state"], [trial["number"] for trial in summary["trials"]]) == ("finished", [0, 1, 2, 3])
+    assert not list((storage / "k").glob("tune*"))

@@ -1,89 +1,115 @@
-"""Leases: one holder at a time, takeover from the dead, no trust in wall clocks."""
+"""Leases, in folders and in databases alike: one holder at a time, takeover from the dead, no trust in wall clocks."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import threading
 import time
 
-from tune import leases
-from tune.leases import acquire, holder
+import pytest
+
+from migvis.errors import InputError
+from tune import database, leases
+from tune.database import DatabaseAway, check_database, engine, sqlite_url
+from tune.database_leases import LEASES, DatabaseLease, leases_of
+from tune.folder_leases import FolderLease
+from tune.leases import acquire, acquire_from_the_dead, holder, living_holder
 
 FAST = {"heartbeat": 0.05, "patience": 0.5, "poll": 0.02}
 
 
-def hold_for_ever(folder, ready):
-    acquire(folder, **FAST)
+@pytest.fixture(params=["folder", "sqlite", "postgresql"])
+def place(request, tmp_path, monkeypatch):
+    """A lease that nobody has taken yet, in each kind of place."""
+    if request.param == "folder":
+        return FolderLease(tmp_path / "lease")
+    if request.param == "sqlite":
+        return DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
+    service = request.getfixturevalue("postgres")
+    monkeypatch.setenv("PGPASSWORD", service.password)
+    return DatabaseLease(url_of(service), str(tmp_path), "lease")
+
+
+def url_of(service):
+    """PostgreSQL's own database, without the password."""
+    return service.uri("postgres").replace(f":{service.password}", "")
+
+
+def hold_for_ever(place, ready):
+    acquire(place, **FAST)
     ready.set()
     time.sleep(60)
 
 
-def start_holder(folder):
+def start_holder(place):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    process = context.Process(target=hold_for_ever, args=(folder, ready), daemon=True)
+    process = context.Process(target=hold_for_ever, args=(place, ready), daemon=True)
     process.start()
     assert ready.wait(20)
     return process
 
 
-def test_a_second_taker_waits_until_release(tmp_path):
-    first = acquire(tmp_path / "lease", **FAST)
+def test_a_second_taker_waits_until_release(place):
+    first = acquire(place, **FAST)
     assert first is not None
     threading.Timer(0.4, first.release).start()
     start = time.monotonic()
-    second = acquire(tmp_path / "lease", **FAST)
+    second = acquire(place, **FAST)
     assert second is not None
     assert time.monotonic() - start >= 0.35
     assert not second.lost
     second.release()
 
 
-def test_until_ends_the_wait_without_the_lease(tmp_path):
-    with acquire(tmp_path, **FAST) as lease:
-        assert acquire(tmp_path, until=lambda: True, **FAST) is None
+def test_until_ends_the_wait_without_the_lease(place):
+    with acquire(place, **FAST) as lease:
+        assert acquire(place, until=lambda: True, **FAST) is None
         assert not lease.lost
 
 
-def test_a_killed_holder_on_this_host_is_taken_over_at_once(tmp_path):
-    process = start_holder(tmp_path)
+def test_a_killed_holder_on_this_host_is_taken_over_at_once(place):
+    process = start_holder(place)
     os.kill(process.pid, signal.SIGKILL)  # not joined: it stays a zombie, which counts as dead
     start = time.monotonic()
-    with acquire(tmp_path, heartbeat=0.05, patience=30) as lease:
+    with acquire(place, heartbeat=0.05, patience=30) as lease:
         assert time.monotonic() - start < 5
         assert not lease.lost
     process.join()
 
 
-def test_a_silent_holder_elsewhere_is_taken_over_after_patience_and_learns_it(tmp_path, monkeypatch):
-    silent = acquire(tmp_path, heartbeat=1000)
+def test_a_silent_holder_elsewhere_is_taken_over_after_patience_and_learns_it(place, monkeypatch):
+    silent = acquire(place, heartbeat=1000)
     monkeypatch.setattr(leases, "_process_namespace", lambda: "another host")
     start = time.monotonic()
-    taken = acquire(tmp_path, **FAST)
+    taken = acquire(place, **FAST)
     assert 0.4 <= time.monotonic() - start < 5
     assert silent.lost
     assert not taken.lost
     silent.release()  # must not free what it no longer holds
-    assert acquire(tmp_path, until=lambda: True, **FAST) is None
+    assert acquire(place, until=lambda: True, **FAST) is None
     taken.release()
 
 
-def test_wall_clocks_do_not_matter(tmp_path, monkeypatch):
+def test_wall_clocks_do_not_matter(place, monkeypatch):
     monkeypatch.setattr(leases, "_process_namespace", lambda: "")  # so that only the counter decides
     start = time.time()
     monkeypatch.setattr(time, "time", lambda: start + 3600 * ((time.monotonic_ns() // 10**7) % 3 - 1))
-    with acquire(tmp_path, **FAST) as lease:
+    with acquire(place, **FAST) as lease:
         deadline = time.monotonic() + 1.5
-        assert acquire(tmp_path, until=lambda: time.monotonic() > deadline, **FAST) is None
+        assert acquire(place, until=lambda: time.monotonic() > deadline, **FAST) is None
         assert not lease.lost
 
 
-def test_a_waiter_that_was_stopped_does_not_blame_the_holder(tmp_path, monkeypatch):
+def test_a_waiter_that_was_stopped_does_not_blame_the_holder(place, monkeypatch):
     monkeypatch.setattr(leases, "_process_namespace", lambda: "")
-    with acquire(tmp_path, heartbeat=0.3) as lease:
+    with acquire(place, heartbeat=0.3) as lease:
         clock, looks, real = 0.0, 0, time.monotonic
 
         def jumping():  # every look is an hour after the one before
@@ -93,13 +119,13 @@ def test_a_waiter_that_was_stopped_does_not_blame_the_holder(tmp_path, monkeypat
 
         monkeypatch.setattr(leases.time, "monotonic", jumping)
         end = real() + 1
-        assert acquire(tmp_path, until=lambda: real() > end, patience=2, poll=0.02) is None
+        assert acquire(place, until=lambda: real() > end, patience=2, poll=0.02) is None
         assert looks > 5
         assert not lease.lost
 
 
-def test_of_many_waiters_at_a_dead_holder_one_wins_at_a_time(tmp_path, monkeypatch):
-    process = start_holder(tmp_path / "lease")
+def test_of_many_waiters_at_a_dead_holder_one_wins_at_a_time(place, monkeypatch):
+    process = start_holder(place)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     inside, most, count = 0, 0, 0
@@ -107,7 +133,7 @@ def test_of_many_waiters_at_a_dead_holder_one_wins_at_a_time(tmp_path, monkeypat
 
     def enter():
         nonlocal inside, most, count
-        with acquire(tmp_path / "lease", heartbeat=0.05, patience=30, poll=0.005):
+        with acquire(place, heartbeat=0.05, patience=30, poll=0.005):
             with guard:
                 inside, count = inside + 1, count + 1
                 most = max(most, inside)
@@ -121,37 +147,184 @@ def test_of_many_waiters_at_a_dead_holder_one_wins_at_a_time(tmp_path, monkeypat
     for thread in threads:
         thread.join()
     assert (most, count) == (1, 8)
-    assert len(os.listdir(tmp_path / "lease")) == 1  # older generations are cleared away
+    if isinstance(place, FolderLease):
+        assert len(os.listdir(place.folder)) == 1  # older generations are cleared away
 
 
 def test_a_free_lease_that_is_pruned_again_and_again_keeps_nobody_from_getting_it(tmp_path):
     folder, stop = tmp_path / "leases" / "lease", threading.Event()
+    place = FolderLease(folder)
 
     def prune():
         for number in itertools.count():
             if stop.is_set():
                 return
-            if folder.is_dir() and holder(folder) is None:
+            if folder.is_dir() and holder(place) is None:
                 folder.rename(tmp_path / str(number))
 
     pruning = threading.Thread(target=prune)
     pruning.start()
     try:
         for _ in range(40):
-            acquire(folder, heartbeat=1000).release()
+            acquire(place, heartbeat=1000).release()
     finally:
         stop.set()
         pruning.join()
     assert len(list(tmp_path.iterdir())) > 10
 
 
-def test_the_holder_is_named_while_there_is_one(tmp_path):
-    assert holder(tmp_path / "lease") is None
-    process = start_holder(tmp_path / "lease")
-    assert f"process {process.pid} on" in holder(tmp_path / "lease")
+def test_the_holder_is_named_while_there_is_one(place):
+    assert holder(place) is None
+    process = start_holder(place)
+    assert f"process {process.pid} on" in holder(place)
     process.kill()
     process.join()
-    assert holder(tmp_path / "lease") is None
-    with acquire(tmp_path / "lease", **FAST):
-        assert f"process {os.getpid()} on" in holder(tmp_path / "lease")
-    assert holder(tmp_path / "lease") is None
+    assert holder(place) is None
+    with acquire(place, **FAST):
+        assert f"process {os.getpid()} on" in holder(place)
+    assert holder(place) is None
+
+
+def test_a_free_row_that_is_pruned_again_and_again_keeps_nobody_from_getting_it(tmp_path):
+    place, stop, removed = DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease"), threading.Event(), []
+    acquire(place, heartbeat=1000).release()
+
+    def prune():
+        while not stop.is_set():
+            if holder(place) is None:
+                place.remove()
+                removed.append(1)
+
+    pruning = threading.Thread(target=prune)
+    pruning.start()
+    try:
+        for _ in range(20):
+            acquire(place, heartbeat=1000).release()
+    finally:
+        stop.set()
+        pruning.join()
+    assert len(removed) > 5
+
+
+def test_leases_of_one_database_are_kept_apart_by_scope_and_listed(tmp_path):
+    url = sqlite_url(tmp_path / "leases.db")
+    assert leases_of(url, "a") == []
+    held = [acquire(DatabaseLease(url, scope, name), **FAST) for scope, name in (("a", "x"), ("b", "x"), ("a", "y"))]
+    assert [place.name for place in leases_of(url, "a")] == ["x", "y"]
+    for lease in held:
+        lease.release()
+
+
+def test_processes_that_make_the_table_at_once_all_get_their_lease(place):
+    if isinstance(place, FolderLease):
+        pytest.skip("a folder has no table")
+    LEASES.drop(engine(place._url), checkfirst=True)
+    context = multiprocessing.get_context("spawn")
+    ready = [context.Event() for _ in range(3)]
+    places = [DatabaseLease(place._url, place._scope, f"lease-{number}") for number in range(3)]
+    processes = [context.Process(target=hold_for_ever, args=pair, daemon=True) for pair in zip(places, ready, strict=True)]
+    try:
+        for process in processes:
+            process.start()
+        assert all(event.wait(120) for event in ready)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def test_a_holder_keeps_its_lease_while_the_database_is_away(tmp_path, monkeypatch):
+    place = DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
+    beats = []
+    with acquire(place, heartbeat=0.02, on_beat=lambda: beats.append(1)) as lease:
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "WAIT", 0)
+            patch.setattr("tune.database_leases.engine", lambda url: engine(sqlite_url(tmp_path / "no" / "such.db")))
+            with pytest.raises(DatabaseAway, match="unable to open"):
+                place.look()
+            time.sleep(0.2)
+            before = len(beats)
+            assert not lease.lost
+            time.sleep(0.2)
+            assert len(beats) == before
+        end = time.monotonic() + 20
+        while len(beats) == before and time.monotonic() < end:
+            time.sleep(0.02)
+        assert len(beats) > before
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("nonsense", "--database nonsense: not a URL"),
+        ("mysql://me:secret@db/x", "--database mysql://db/x: expected sqlite:///FILE or postgresql://HOST/NAME"),
+        ("sqlite://", "--database sqlite://: expected a file"),
+        ("sqlite:////no/such/folder/x.db", "--database sqlite:////no/such/folder/x.db: cannot be reached: unable to open"),
+        ("postgresql://me:secret@127.0.0.1:9/x", "--database postgresql://127.0.0.1:9/x: cannot be reached: "),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_one_line_without_credentials(monkeypatch, url, line):
+    monkeypatch.setenv("PGPASSWORD", "")
+    with pytest.raises(InputError, match=f"^{re.escape(line)}") as refusal:
+        check_database(url)
+    assert "secret" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_password_is_moved_from_the_url_to_the_environment(postgres, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "")
+    plain = url_of(postgres)
+    for given in (postgres.uri("postgres"), f"{plain}?password={postgres.password}"):
+        assert check_database(given) == plain
+        assert os.environ.pop("PGPASSWORD") == postgres.password
+        os.environ["PGPASSWORD"] = ""
+    with pytest.raises(InputError, match="password") as refusal:
+        check_database(plain.replace("//", "//nobody:wrong@").replace("migvis@", ""))
+    assert "\n" not in str(refusal.value)
+    assert "wrong" not in str(refusal.value)
+
+
+def test_a_living_holder_is_named_at_once_even_a_stopped_one(place):
+    process = start_holder(place)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        time.sleep(0.2)
+        begin = time.monotonic()
+        for who in (acquire_from_the_dead(place, patience=0.0), living_holder(place, patience=0.0)):
+            assert str(who).startswith(f"process {process.pid} on {socket.gethostname()} since ")
+        assert time.monotonic() - begin < 2
+    finally:
+        process.kill()
+        process.join()
+    assert living_holder(place) is None
+    with acquire_from_the_dead(place, patience=60) as lease:
+        assert not lease.lost
+
+
+def test_a_holder_elsewhere_lives_as_long_as_its_counter_moves(place, monkeypatch):
+    process = start_holder(place)
+    monkeypatch.setattr(leases, "_process_namespace", lambda: "another host")
+    for _ in range(3):
+        assert f"process {process.pid}" in acquire_from_the_dead(place, patience=20, poll=0.02)
+        assert f"process {process.pid}" in living_holder(place, patience=20, poll=0.02)
+    process.kill()
+    process.join()
+    begin = time.monotonic()
+    assert living_holder(place, patience=0.5, poll=0.02) is None
+    with acquire_from_the_dead(place, patience=0.5, poll=0.02) as lease:
+        assert 0.9 <= time.monotonic() - begin < 10
+        assert not lease.lost
+
+
+def test_a_lease_that_a_full_disk_refuses_is_nobodys(tmp_path, monkeypatch):
+    place = FolderLease(tmp_path / "lease")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.folder_leases.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            acquire(place, **FAST)
+    assert holder(place) is None
+    assert list(place.folder.iterdir()) == []

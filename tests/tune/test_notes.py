@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from migvis.config import PRESETS
-from tune.notes import cautions, notes
+from tune.notes import cautions, damage_notes, notes
 
 
 def test_saturation_and_edits_that_move_nothing_are_said() -> None:
@@ -24,6 +24,13 @@ def test_edits_that_move_everything_are_told_from_edits_that_move_nothing() -> N
     (said,) = notes([], {"selectivity": -0.02, "move_pose_group1": 0.01, "move_category_group2": 0.0})
     assert "do not move" in said
     assert notes([], {"selectivity": 0.2, **moves}) == []
+
+
+def test_each_damaged_stage_is_told_once() -> None:
+    damaged = {"kind": "vae", "damage": "vae/1/x: altered; built again"}
+    assert damage_notes([damaged, {"kind": "critic"}, damaged, {"kind": "vae", "damage": ""}]) == [
+        "a stored vae was damaged: vae/1/x: altered; built again"
+    ]
 
 
 def test_nothing_is_said_of_a_good_study_or_of_one_that_is_not_finished() -> None:

@@ -148,7 +148,8 @@ def test_a_damaged_input_is_rebuilt_only_when_needed_and_reported(store, caplog)
     with caplog.at_level(logging.WARNING):
         result = ensure(chain, StageStore(store.root), uses=uses)
     assert (result.path / "value").read_text() == "15"
-    assert [(use.kind, use.reused) for use in uses] == [("pool", True), ("critic", False)]
+    assert [(use.kind, use.reused, bool(use.damage)) for use in uses] == [("pool", True, False), ("critic", False, True)]
+    assert uses[1].damage in caplog.text
     assert "digest" in caplog.text
     assert ".damaged" in caplog.text
 

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -26,7 +27,8 @@ from tune.stage_graph import Stage, StageContext
 from tune.store import StageName, StageStore
 from tune.store_lock import alone, in_use
 from tune.study_config import load_study_config
-from tune.study_folder import StudyRecord, locked, write_json
+from tune.study_folder import StudyRecord, write_json
+from tune.study_lock import locked
 
 FORK = multiprocessing.get_context("fork")
 main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "prune.py"))["main"]
@@ -227,8 +229,8 @@ def test_nothing_is_deleted_while_a_stage_is_built_and_all_is_after_its_builder_
 
 def test_a_builder_of_another_host_is_watched_before_it_is_believed_dead(tmp_path: Path, monkeypatch) -> None:
     store = StageStore(tmp_path / "stages")
-    with acquire(store.lease_folder("vae", "a" * 24), heartbeat=0.05):
-        silent = acquire(store.lease_folder("vae", "b" * 24), heartbeat=1000)
+    with acquire(store.lease("vae", "a" * 24), heartbeat=0.05):
+        silent = acquire(store.lease("vae", "b" * 24), heartbeat=1000)
         monkeypatch.setattr("tune.leases._process_namespace", lambda: "another host")
         with pytest.raises(InputError, match=f"vae {'a' * 24} is being built"):
             check_nothing_is_built(store, patience=0.5)
@@ -245,9 +247,13 @@ def test_a_stage_is_not_deleted_under_one_who_found_it(tmp_path: Path, capsys) -
         assert "in use by a study that runs" in capsys.readouterr().err
         with locked(tmp_path / "s"):
             assert main(["--storage", str(tmp_path), "--yes"]) == 2
-            assert capsys.readouterr().err == f"error: --storage {tmp_path}: study s is running\n"
+            running = f"study s is running: process {os.getpid()} on "
+            assert capsys.readouterr().err.startswith(f"error: --storage {tmp_path}: {running}")
             assert main(["--storage", str(tmp_path)]) == 0
-            assert "study s is running: delete when it has ended" in capsys.readouterr().out
+            assert re.search(r"study s is running \(process .*\): delete when it has ended", capsys.readouterr().out)
+    with locked(tmp_path / "s"):  # as on a host that the store's own lock does not reach
+        assert main(["--storage", str(tmp_path), "--yes"]) == 2
+        assert running in capsys.readouterr().err
     assert stored(tmp_path) == before
     order = []
 
@@ -327,7 +333,7 @@ def test_a_full_disk_is_freed(tmp_path: Path, monkeypatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tune.leases._claim", full)
+    monkeypatch.setattr("tune.folder_leases.FolderLease.claim", full)
     monkeypatch.setattr(os, "mkdir", full)
     assert {item.name for item in prune(tmp_path).stages} == names(vae(1), critic(1))
 

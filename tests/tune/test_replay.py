@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tune.context import StudyContext
+from tune.database import sqlite_url
 from tune.factorial import FactorialTable
 from tune.ledger import Ledger
 from tune.replay import METRICS, WEIGHTS, moments, replayed
@@ -68,7 +69,7 @@ def test_what_a_trial_built_is_reused_by_the_next_one_only(tmp_path: Path, table
     space = SearchSpace.of(CONFIG, 900)
     params = space.start(CONFIG.configuration)
     ledger = Ledger(
-        context.folder / "optuna.db",
+        sqlite_url(context.folder / "optuna.db"),
         "s",
         space=space,
         objectives=OBJECTIVES,

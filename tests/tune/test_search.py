@@ -9,14 +9,16 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from migvis.errors import InputError
+from tune.database import sqlite_url
 from tune.ledger import Ledger
-from tune.search import PAYLOAD, LedgerSearcher
+from tune.search import BAD_INPUT, ERROR, HOST, NODE, PAYLOAD, LedgerSearcher
 from tune.selection import OBJECTIVES
 from tune.space import SearchSpace, two_digits
 from tune.study_config import load_study_config
 from tune.trial_result import TrialResult, stage_totals
 
 CONFIG = load_study_config(None)
+RUNS = {NODE: "here", HOST: "mig1"}
 CONFIGURATION = {"vae.epochs": 5, "vae.readout": "linear"}
 
 
@@ -25,7 +27,7 @@ def open_ledger(
 ) -> Ledger:
     space = space or SearchSpace.of(CONFIG, 900)
     return Ledger(
-        folder / "optuna.db",
+        sqlite_url(folder / "optuna.db"),
         "study",
         space=space,
         objectives=objectives,
@@ -230,7 +232,7 @@ def test_one_objective(tmp_path) -> None:
 
 
 def searcher_of(ledger: Ledger, **keywords) -> LedgerSearcher:
-    defaults = {"concurrent": 1, "failures_allowed": 0, "error_of": lambda number: ("boom", False)}
+    defaults = {"concurrent": 1, "failures_allowed": 0, "is_lost": lambda node: False}
     return LedgerSearcher(ledger, **{**defaults, **keywords})
 
 
@@ -242,6 +244,7 @@ def test_searcher_waits_finishes_and_counts(tmp_path) -> None:
     searcher.on_trial_complete("a", {PAYLOAD: result_of(first["params"]).to_json()})
     third = searcher.suggest("c")
     assert searcher.suggest("d") is None
+    searcher.on_trial_result("b", RUNS | {ERROR: "boom", BAD_INPUT: False})
     searcher.on_trial_complete("b", None, error=True)
     again = searcher.suggest("e")
     assert again == second
@@ -255,17 +258,53 @@ def test_searcher_waits_finishes_and_counts(tmp_path) -> None:
 def test_searcher_gives_up(tmp_path) -> None:
     searcher = searcher_of(open_ledger(tmp_path, retries=0))
     searcher.suggest("a")
+    searcher.on_trial_result("a", RUNS)
     searcher.on_trial_complete("a", None, error=True)
     assert searcher.exhausted
     assert searcher.suggest("b") == Searcher.FINISHED
 
 
-def test_bad_input_inside_a_trial_ends_the_search(tmp_path) -> None:
-    searcher = searcher_of(open_ledger(tmp_path), failures_allowed=99, error_of=lambda number: ("weights.pt: not found", True))
+def test_bad_input_inside_a_trial_ends_the_search_and_is_none_of_its_failures(tmp_path) -> None:
+    searcher = searcher_of(open_ledger(tmp_path, retries=0), failures_allowed=99)
     searcher.suggest("a")
+    searcher.on_trial_result("a", RUNS | {ERROR: "weights.pt: not found", BAD_INPUT: True})
     searcher.on_trial_complete("a", None, error=True)
     assert searcher.bad_input == "weights.pt: not found"
     assert searcher.suggest("b") == Searcher.FINISHED
+    proposal = open_ledger(tmp_path).propose()
+    assert (proposal.number, proposal.attempt) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("reports", "error", "counts"),
+    [
+        ([{NODE: "gone", HOST: "mig1"}], "its host mig1 was lost", False),
+        ([{NODE: "here", HOST: "mig1"}], "its process on mig1 died", True),
+        ([], "its process did not start", False),
+    ],
+)
+def test_a_trial_that_died_with_its_host_has_not_failed(tmp_path, reports, error, counts) -> None:
+    ended = []
+    ledger = open_ledger(tmp_path, retries=0)
+    searcher = searcher_of(ledger, is_lost=lambda node: node == "gone", on_end=ended.append)
+    first = searcher.suggest("a")
+    for report in reports:
+        searcher.on_trial_result("a", report)
+    searcher.on_trial_complete("a", None, error=True)
+    assert ended[0].error == error
+    assert searcher.exhausted == counts
+    if not counts:
+        assert searcher.suggest("b") == first
+        assert ledger.record(0).attempt == 0
+
+
+def test_a_trial_that_can_be_started_nowhere_is_given_up_at_last(tmp_path) -> None:
+    searcher = searcher_of(open_ledger(tmp_path, retries=1))
+    for attempt in range(22):
+        assert searcher.suggest(str(attempt))["number"] == 0
+        assert not searcher.exhausted
+        searcher.on_trial_complete(str(attempt), None, error=True)
+    assert searcher.exhausted
 
 
 def test_stage_totals() -> None:

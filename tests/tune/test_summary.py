@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy
 
 from tune.context import StudyContext
+from tune.database import sqlite_url
 from tune.ledger import Ledger
 from tune.search import PAYLOAD, LedgerSearcher
 from tune.selection import OBJECTIVES, Selected
@@ -43,7 +44,7 @@ def context_of(folder: Path) -> StudyContext:
 def ledger_of(folder: Path, trials: int) -> Ledger:
     space = SearchSpace.of(CONFIG, 900)
     return Ledger(
-        folder / "optuna.db",
+        sqlite_url(folder / "optuna.db"),
         "s",
         space=space,
         objectives=OBJECTIVES,
@@ -141,7 +142,7 @@ def test_a_late_trial_costs_no_more_work_than_an_early_one(tmp_path: Path, monke
         ledger,
         concurrent=1,
         failures_allowed=0,
-        error_of=lambda number: ("", False),
+        is_lost=lambda node: False,
         on_start=lambda record: started.append(record.number),
         on_end=lambda record: summary.write("running") and None,
     )

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from migvis.errors import InputError
-from tune.tracking_uri import check_tracking, default_uri, given_uri, redact
+from tune.redact import redact
+from tune.tracking_uri import check_tracking, default_uri, given_uri
 from tune.tracking_writer import import_mlflow
 
 

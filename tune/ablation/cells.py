@@ -19,7 +19,6 @@ from tune.context import StudyContext
 from tune.pipeline import Stage, StageResult, StageUse
 from tune.progress import Display
 from tune.runner import Runner
-from tune.store import StageStore
 from tune.store_lock import in_use
 from tune.trial import check_encoder
 
@@ -152,7 +151,7 @@ def build_cell(context: StudyContext, title: str, stages: list[Stage]) -> Built:
     name = f"cell-{slug(title)}"
     uses: list[StageUse] = []
     try:
-        with in_use(StageStore(context.stages_root)):  # it may outlive its driver for a while
+        with in_use(context.store()):  # it may outlive its driver for a while
             runner = Runner(context, title, name)
             earlier = len(runner.uses)
             try:

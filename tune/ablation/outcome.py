@@ -15,12 +15,13 @@ from migvis.weights import read_json, read_tensors
 from tune.ablation.algebra import Case
 from tune.ablation.study import Reading, Study
 from tune.context import StudyContext
+from tune.manifest import StageName
 from tune.pipeline import StageUse, topological
 from tune.selection import own_move
 from tune.stage_data import dataset_at
 from tune.stage_graph import Stage
 from tune.stages import Stages
-from tune.store import StageName, StageStore
+from tune.store_base import Store
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Outcome:
         return {(stage.kind, stage.key): stage for stage in stages}
 
     @cached_property
-    def store(self) -> StageStore:
-        return StageStore(self.context.stages_root)
+    def store(self) -> Store:
+        return self.context.store()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -125,7 +126,7 @@ class Outcome:
         return [float(readings["score"][readings["pair"] == pair].mean()) for pair in range(pairs)]
 
 
-def read_metrics(readings: Sequence[Reading], store: StageStore) -> dict[str, float]:
+def read_metrics(readings: Sequence[Reading], store: Store) -> dict[str, float]:
     """The metrics of a cell's finished stages, those that are finite, and of edits the mean own move."""
     found: dict[str, float] = {}
     for reading in readings:

@@ -27,11 +27,11 @@ from tune.progress import Display, duration
 from tune.space import check_batch
 from tune.stage_data import dataset_at
 from tune.stages import EXPECTED_SECONDS, Stages
-from tune.store import StageStore
 from tune.store_lock import in_use
 from tune.study_config import StudyConfig
 from tune.study_data import open_data
-from tune.study_folder import locked, write_json
+from tune.study_folder import write_json
+from tune.study_lock import locked
 from tune.summary import git_revision, machine
 
 FOLDER = "ablations"
@@ -162,7 +162,7 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
     torch.set_num_threads(context.config.search.threads_per_trial)
     with ExitStack() as stack:
         stack.enter_context(locked(context.folder))
-        stack.enter_context(in_use(StageStore(context.stages_root)))
+        stack.enter_context(in_use(outcome.store))
         display = stack.enter_context(Display(context.folder / "progress", _expected(outcome), unit="runs"))
         display.say(f"ablation {study.name}: {study.question}")
         tracker = start_tracking(outcome, settings.uri)

@@ -13,10 +13,11 @@ from migvis.weights import read_json
 from tune.ablation.algebra import Case, configured
 from tune.ablation.outcome import Cell, Outcome, slug
 from tune.pictures import scored_pictures
+from tune.redact import redact
 from tune.study_folder import write_json
 from tune.summary import git_revision
 from tune.tracking import Tracker
-from tune.tracking_uri import artifacts_folder, redact
+from tune.tracking_uri import artifacts_folder
 from tune.tracking_writer import EXPERIMENT, Writer
 from tune.trial_result import TrialResult
 
