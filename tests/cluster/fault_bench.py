@@ -21,7 +21,7 @@ from tune.ray_session import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 6379
-# `ray start` gives its own processes 30 s to come up, and no option for more: here its clock goes slower, for busy machines.
+# `ray start` gives its own processes 30 s to come up, and no option for more: here its clock goes slower, for a busy machine.
 _PATIENT_RAY = """
 import time
 from types import SimpleNamespace
@@ -67,10 +67,10 @@ class Driver:
 
 
 class Bench:
-    """Three hosts with one CPU each, as Ray is told. folder: short; in it are `storage` and `small`, which the hosts share.
+    """Three hosts: a head that runs no trials, and two with one CPU each, as Ray is told.
 
-    small: a file system of its own, 48 MB large. subnet, bridge: of the hosts. clocks: by host, what `faketime` shows there
-    (such as "+1h").
+    folder: short; in it are `storage` and `small`, which the hosts share; `small` is a file system of its own, 48 MB large.
+    subnet, bridge: of the hosts. clocks: by host, what `faketime` shows there (such as "+1h").
     """
 
     def __init__(self, folder: Path, subnet: str = "10.77.1", bridge: str = "migbr1") -> None:
@@ -111,6 +111,7 @@ class Bench:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_agent_register_timeout_ms": "300000",  # for a busy machine
             "RAY_prestart_worker_first_driver": "0",  # which would import Ray once more on each host, for each driver
             "OMP_NUM_THREADS": "1",
             "HOME": str(self.hosts.home),
@@ -131,7 +132,8 @@ class Bench:
         own = self.hosts.address(host)
         lean = ("--include-dashboard=false", "--no-monitor")
         which = ["--head", f"--port={PORT}", *lean] if host == 0 else [f"--address={self.address}"]
-        common = [f"--node-ip-address={own}", "--num-cpus=1", "--object-store-memory=100000000", "--include-log-monitor=false"]
+        cpus = f"--num-cpus={int(host > 0)}"
+        common = [f"--node-ip-address={own}", cpus, "--object-store-memory=100000000", "--include-log-monitor=false"]
         try:
             self.hosts.inside(host, *self._words(host, (sys.executable, "-c", _PATIENT_RAY, "start", *which, *common)))
         except subprocess.CalledProcessError as error:

@@ -6,6 +6,7 @@ of one bench, so that only what is damaged is fitted anew.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 from tests.cluster.fault_kinds import Chance, Disturbed
 from tests.cluster.fault_study import Study, blank_storage
 from tests.tune.test_two_studies import TINY
-from tune.pruning import study_needs
 from tune.store import MANIFEST, StageStore
 
 STEPS = 400
@@ -54,22 +54,26 @@ def flip(path: Path, chance: Chance) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def _used(study: Path, name: str) -> set[tuple[str, str]]:
+    """The stages that a part of a study used."""
+    uses = json.loads((study / "uses" / f"{name}.json").read_text())["uses"]
+    return {(use["kind"], use["key"]) for use in uses}
+
+
 def _damaged(chance: Chance, damage) -> Disturbed:  # type: ignore[no-untyped-def]
     """Damages a file of a stage that this study still has to read: one for all trials, or one of its last trial alone."""
     study = real_study(chance)
     undisturbed = study.storage / "undisturbed-real_study-1"
     store = StageStore(study.storage / "stages")
-    uses = {path.stem: study_needs(undisturbed, whole=True).stages for path in (undisturbed / "uses").glob("*.json")}
-    shared = {name for name in uses["prepare"] if store.exists(*name)}
-    earlier, last = shared | uses["trial-000"] | uses["trial-001"], uses["trial-002"]
-    own = {name for name in last - earlier if store.exists(*name)}
+    shared, *of_trials = (_used(undisturbed, name) for name in ("prepare", "trial-000", "trial-001", "trial-002"))
+    own = of_trials[2] - shared - of_trials[0] - of_trials[1]
     early = chance.random.random() < 0.5 or not own
     stage = chance.random.choice(sorted(shared if early else own))
     files = sorted(path for path in store.path(*stage).rglob("*") if path.is_file())
     disturbed = Disturbed(study)
     running = study.start()
     if not early:
-        study.wait(lambda: study.finished() >= 1, running)
+        study.wait((study.folder / "uses" / "trial-000.json").exists, running)
     path = chance.random.choice(files)
     since, before = time.monotonic(), study.finished()
     damage(path, chance)
@@ -101,9 +105,12 @@ def training_worker(chance: Chance) -> Disturbed:
     disturbed = Disturbed(study)
     running = study.start()
 
+    def report() -> Path | None:
+        return next(study.storage.glob("stages/.partial/denoiser-*/.ray-train-*/progress.json"), None)
+
     def steps() -> int:
-        found = list(study.storage.glob("stages/.partial/denoiser-*/.ray-train-*/progress.json"))
-        return len(found) and int(found[-1].read_text().partition('"step": ')[2].split(",")[0])
+        path = report()
+        return 0 if path is None else int(json.loads(path.read_text())["step"])
 
     wanted = chance.random.randrange(50, STEPS - 100)
     study.wait(lambda: steps() >= wanted, running)
@@ -111,15 +118,16 @@ def training_worker(chance: Chance) -> Disturbed:
         process
         for host in range(chance.bench.hosts.count)
         for process in chance.bench.hosts.processes(host)
-        if "RayTrainWorker" in process.command
+        if "TrainWorker" in process.command
     ]
-    since, before = time.monotonic(), steps()
+    since, before, path = time.monotonic(), steps(), report()
+    assert path is not None
+    reported = path.stat().st_mtime_ns
     for process in killed:
         os.kill(process.pid, signal.SIGKILL)
     disturbed.times = len(killed)
     disturbed.moments.append(f"step {before} of {STEPS}")
-    study.wait(lambda: not steps(), running)
-    study.wait(lambda: steps() > 0 or study.finished() > 0, running)
+    study.wait(lambda: not path.exists() or path.stat().st_mtime_ns > reported, running)
     disturbed.seconds.append(time.monotonic() - since)
     study.finish(running)
     return disturbed

@@ -70,7 +70,9 @@ def driver(chance: Chance, host: Callable[[int], int] = lambda kill: 0) -> Distu
     running = study.start()
     for kill, phase in enumerate(phases):
         if phase == "start":
-            chance.pause(6.0)
+            if chance.random.random() < 0.5:
+                study.wait((study.folder / "driver").exists, running)
+            chance.pause(5.0)
         elif phase == "search":
             _some_trial(chance, study, running, TRIALS // 2)
         else:

@@ -25,13 +25,14 @@ from tests.cluster.fault_bench import Bench
 from tests.cluster.fault_kinds import Chance, Disturbed
 from tests.cluster.fault_study import Audit, Study, blank_storage, write_small_science
 from tests.cluster.hosts import unavailable
+from tune.command_line import interrupted_by_termination
 
 KINDS: dict[str, tuple[Callable[[Chance], Disturbed], Callable[[Chance], Study], int]] = {
     "driver": (fault_kinds.driver, Chance.study, 1),
     "driver, resumed on another host": (fault_kinds.elsewhere, Chance.study, 1),
     "second driver": (fault_kinds.second_driver, Chance.study, 1),
     "worker host": (fault_kinds.worker_host, Chance.study, 1),
-    "worker host, 3 trials at once": (fault_kinds.worker_host, Chance.study, 3),
+    "worker host, 2 trials at once": (fault_kinds.worker_host, Chance.study, 2),
     "head": (fault_kinds.head, Chance.study, 1),
     "full storage": (fault_kinds.full_storage, Chance.study, 1),
     "tracking server": (fault_kinds.tracking_server, Chance.study, 1),
@@ -126,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first study of a fault (default: 0)")
     parser.add_argument("--results", type=Path, metavar="FILE", help="add to FILE, and leave out what it has already")
     arguments = parser.parse_args(argv)
+    interrupted_by_termination()
     reason = unavailable()
     if reason is not None:
         print(f"error: {reason}", file=sys.stderr)
