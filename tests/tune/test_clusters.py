@@ -56,7 +56,7 @@ def placed_trial(context, configuration, params, number):
     folder, search = context.trial_folder(number), context.config.search
     write_node(folder / "node")
     while len(list(context.folder.glob("trials/*/node"))) < search.concurrent_trials:
-        time.sleep(0.1)
+        time.sleep(0.5)
     if context.workers > 1:
         met = fit_with_ray_train(meet, {}, workers=context.workers, folder=folder, run_name=f"fit of trial {number}",
                                  threads_per_worker=search.threads_per_trial)
@@ -75,19 +75,28 @@ placed = default_hooks()
 """
 # In a process of its own, which starts the nodes, runs a study of `placed` on them and stops them.
 ON_NODES = """
-import ray
+import ray, time
 from ray.cluster_utils import Cluster
 from tune.run import main
 
-first, *arguments = sys.argv[1:]
-head, *others = json.loads(first)
-cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+def add_node(cluster, attempts=5, **resources):
+    \"\"\"Ray gives its own processes 15 s, which a busy machine may exceed.\"\"\"
+    for attempt in range(attempts):
+        try:
+            return cluster.add_node(include_dashboard=False, **resources)
+        except Exception:
+            if attempt + 1 == attempts:
+                raise
+            time.sleep(5)
+
+nodes, *arguments = sys.argv[1:]
+cluster = Cluster()
 try:
-    for node in others:
-        cluster.add_node(**node)
-    cluster.wait_for_nodes()
+    for resources in json.loads(nodes):
+        add_node(cluster, **resources)
+    cluster.wait_for_nodes(timeout=300)
     code = main([*arguments, "--address", cluster.address], placed)
-    print("nodes", json.dumps([node.unique_id for node in cluster.list_all_nodes]))
+    print("nodes", json.dumps([node.unique_id for node in cluster.list_all_nodes()]))
 finally:
     ray.shutdown()
     cluster.shutdown()
