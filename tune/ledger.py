@@ -297,6 +297,11 @@ def open_database(url: str) -> optuna.storages.RDBStorage:
     raise AssertionError
 
 
+def studies_in(url: str) -> list[str]:
+    """The names of all studies of a database."""
+    return sorted(study.study_name for study in open_database(url).get_all_studies())
+
+
 def trials_in(url: str, name: str) -> int:
     """Attempts that a study of this name has in a database; 0 where there is none."""
     storage = open_database(url)
