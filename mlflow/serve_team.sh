@@ -38,7 +38,7 @@ need TRACKING_URL BUCKET AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY MLFLOW_AUTH_ADM
 # A page of another site, or of a host name that was pointed at this server, is answered by 403.
 hosts="localhost:$PORT,127.0.0.1:$PORT"
 for url in ${TRACKING_URL//,/ }; do
-    [[ "$url" =~ ^https?://([^/@]+)$ ]] || fail "TRACKING_URL: expected http(s)://HOST or http(s)://HOST:PORT, got $url"
+    [[ "$url" =~ ^https?://([^/@*]+)$ ]] || fail "TRACKING_URL: expected http(s)://HOST or http(s)://HOST:PORT, got $url"
     hosts+=",${BASH_REMATCH[1]}"
 done
 
@@ -58,8 +58,9 @@ except Exception as error:
 END
 
 # Only guards the form by which an administrator adds a user; all workers must have the same one.
-: "${MLFLOW_FLASK_SERVER_SECRET_KEY:=$("$python" -c 'import secrets; print(secrets.token_hex())')}"
+: "${MLFLOW_FLASK_SERVER_SECRET_KEY:=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')}"
 export MLFLOW_FLASK_SERVER_SECRET_KEY
+# A worker that is busy for 5 s, as one that starts on a busy machine is, would be ended and started anew, for ever.
 exec "$python" -m mlflow server --app-name basic-auth --backend-store-uri "$database" \
     --artifacts-destination "$BUCKET" --host "$LISTEN" --port "$PORT" --workers "$WORKERS" \
-    --allowed-hosts "$hosts" --cors-allowed-origins "$TRACKING_URL"
+    --allowed-hosts "$hosts" --cors-allowed-origins "$TRACKING_URL" --uvicorn-opts "--timeout-worker-healthcheck 60"

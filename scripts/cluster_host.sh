@@ -3,6 +3,7 @@
 #
 #   cluster_host.sh install storage=FOLDER tracking=URI    installs the project, and sets the environment of every shell
 #   cluster_host.sh start-tracking                         the tracking server, if its URI is on this host itself
+#   cluster_host.sh try ray start …                        until Ray has started, five times at most
 #   cluster_host.sh stop                                   Ray and the tracking server
 set -euo pipefail
 
@@ -80,6 +81,17 @@ END
     fail "the tracking server did not start"
 }
 
+# A host under load may not have Ray up in the seconds that Ray gives itself, and the head never comes back to one that failed.
+try() {
+    ulimit -n "$(ulimit -Hn)"  # Ray wants many files
+    for _ in 1 2 3 4 5; do
+        if "$@"; then return 0; fi
+        ray stop --force
+        sleep 5
+    done
+    fail "$*: failed five times"
+}
+
 tracking_runs() {
     [[ -r "$state/tracking.pid" ]] && pgrep --session "$(cat "$state/tracking.pid")" --full 'serve.sh|mlflow' >/dev/null
 }
@@ -103,6 +115,7 @@ fail() {
 case "${1:-}" in
 install) install "${@:2}" ;;
 start-tracking) start_tracking ;;
+try) try "${@:2}" ;;
 stop) stop ;;
-*) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+*) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

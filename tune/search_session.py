@@ -56,7 +56,7 @@ def connect(address: str | None, storage: Path | None) -> bool:
         return False
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(address or os.environ.get("RAY_ADDRESS") or None)
+        _connect(address)
     except SystemExit:
         # Its handler, where a SIGTERM came while it was starting.
         raise KeyboardInterrupt from None
@@ -70,12 +70,14 @@ def connect(address: str | None, storage: Path | None) -> bool:
 
 
 def _connect(address: str | None) -> None:
-    if address is not None:
-        _check_answers(address)
+    named = f"--address {address}" if address else f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address, named)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
-            raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
+            raise InputError(f"{named}: no Ray cluster answers: {_first_line(error)}") from None
         return
     attempt = 0
     while True:
@@ -92,15 +94,15 @@ def _connect(address: str | None) -> None:
             time.sleep(2.0)
 
 
-def _check_answers(address: str, timeout: float = 5.0) -> None:
-    """Raises InputError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+def _check_answers(address: str, named: str, timeout: float = 5.0) -> None:
+    """Raises InputError, which begins with `named`, where nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers: {_first_line(error)}") from None
+        raise InputError(f"{named}: no Ray cluster answers: {_first_line(error)}") from None
 
 
 def is_lost(node: str) -> bool:
@@ -137,8 +139,8 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
             tune.with_resources(trainable(context, hooks), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                # The searcher keeps to that by itself. Told of it, Tune starts so many processes at once: else one after
-                # the other, and while one is starting, trials of seconds go to those that there are.
+                # The searcher keeps to that by itself. Told of it, Tune starts so many processes at once; else one by one,
+                # and while one is starting, trials of seconds go to those that there are.
                 max_concurrent_trials=context.config.search.concurrent_trials,
                 # The searcher ends the search; this only has to be more than it will ever ask for.
                 num_samples=1_000_000,

@@ -146,7 +146,6 @@ class Tracker:
                 self._stop.wait(wait)
                 wait = min(2 * wait, longest)
 
-
     def _tell(self, problem: str) -> None:
         """Keeps a problem for `close`; the first one is said now."""
         if not self.problems:

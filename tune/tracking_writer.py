@@ -121,15 +121,24 @@ class Writer:
                 create_database(Path(self.uri.removeprefix("sqlite:///").partition("?")[0]), artifacts)
             mlflow = import_mlflow()
             client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            experiment = client.get_experiment_by_name(self._experiment)
-            location = None if artifacts is None else artifacts.as_uri()
-            self._experiment_id = (
-                experiment.experiment_id
-                if experiment
-                else client.create_experiment(self._experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
-            )
+            self._experiment_id = self._experiment_of(client)
             self._client = client
         return self._client
+
+    def _experiment_of(self, client: Any) -> str:
+        """The id of the experiment, which is created where there is none; another study may do so at the same moment."""
+        from mlflow.exceptions import MlflowException
+
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            location = None if self._artifacts is None else self._artifacts.as_uri()
+            try:
+                return str(client.create_experiment(self._experiment, artifact_location=location, tags=_EXPERIMENT_TAGS))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = client.get_experiment_by_name(self._experiment)
+        return str(experiment.experiment_id)
 
     def parent_run(self) -> str:
         """The id of the study's run, created at the first call."""

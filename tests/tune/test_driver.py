@@ -43,11 +43,15 @@ class Driver:
             time.sleep(0.05)
 
 
-def test_address_where_no_cluster_is_exits_2_within_seconds(driver_script) -> None:
-    process = Driver(driver_script).start("--study", "a", "--address", "127.0.0.1:9")
-    _, errors = process.communicate(timeout=60)
+@pytest.mark.parametrize("option", [True, False], ids=["by option", "by RAY_ADDRESS"])
+def test_address_where_no_cluster_is_exits_2_within_seconds(driver_script, option) -> None:
+    if option:
+        process = Driver(driver_script).start("--study", "a", "--address", "127.0.0.1:9")
+    else:
+        process = Driver(driver_script, RAY_ADDRESS="127.0.0.1:9").start("--study", "a")
+    _, errors = process.communicate(timeout=250)
     assert process.returncode == 2
-    assert errors.startswith("error: --address 127.0.0.1:9: no Ray cluster answers")
+    assert errors.startswith(f"error: {'--address' if option else 'RAY_ADDRESS'} 127.0.0.1:9: no Ray cluster answers")
     assert errors.count("\n") == 1
 
 

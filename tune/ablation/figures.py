@@ -116,18 +116,20 @@ def dimension_pairs(outcome: Outcome, folder: Path) -> Pictures:
 
 
 def trade_off(outcome: Outcome, folder: Path) -> Pictures:
-    """Selectivity against realism: a line per method, through its guidance scales."""
+    """Own move and selectivity against realism: a line per method, through its guidance scales."""
     found: Pictures = {}
     for subject in outcome.subjects:
-        curves: dict[str, list[tuple[str, Interval, Interval]]] = {}
-        for one in outcome.cases:
-            method, _, setting = one.name.rpartition(", ")
-            realism, selectivity = (outcome.interval(one.name, subject, name) for name in ("realism", "selectivity"))
-            if realism is not None and selectivity is not None:
-                curves.setdefault(method, []).append((setting, realism, selectivity))
-        if curves:
-            caption = f"{subject}: selectivity against realism, with Student's 95 % intervals over seeds; up and right is better"
-            found[caption] = trade_off_chart(curves, folder / f"trade_off_{subject}.png", "realism", "selectivity")
+        for metric, label in (("own_move", "own move"), ("selectivity", "selectivity")):
+            curves: dict[str, list[tuple[str, Interval, Interval]]] = {}
+            for one in outcome.cases:
+                method, _, setting = one.name.rpartition(", ")
+                realism, value = (outcome.interval(one.name, subject, name) for name in ("realism", metric))
+                if realism is not None and value is not None:
+                    curves.setdefault(method, []).append((setting, realism, value))
+            if curves:
+                caption = f"{subject}: {label} against realism, with Student's 95 % intervals over seeds; up and right is better"
+                path = folder / f"{metric}_against_realism_{subject}.png"
+                found[caption] = trade_off_chart(curves, path, "realism", label)
     return found
 
 

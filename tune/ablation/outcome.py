@@ -17,6 +17,7 @@ from tune.ablation.study import Reading, Study
 from tune.context import StudyContext
 from tune.manifest import StageName
 from tune.pipeline import StageUse, topological
+from tune.selection import own_move
 from tune.stage_data import dataset_at
 from tune.stage_graph import Stage
 from tune.stages import Stages
@@ -126,12 +127,14 @@ class Outcome:
 
 
 def read_metrics(readings: Sequence[Reading], store: Store) -> dict[str, float]:
-    """The metrics of a cell's finished stages, those that are finite."""
+    """The metrics of a cell's finished stages, those that are finite, and of edits the mean own move."""
     found: dict[str, float] = {}
     for reading in readings:
         path = store.path(reading.stage.kind, reading.stage.key) / "metrics.json"
         if path.is_file():
             values = {name: float(value) for name, value in read_json(path).items() if value is not None}
+            move = own_move(values)
+            values |= {} if move is None else {"own_move": move}
             # Of blank edits a distance is infinite: that is no value to take a mean of.
             found |= {f"{reading.prefix}{name}": value for name, value in values.items() if math.isfinite(value)}
     return found

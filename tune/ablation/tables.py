@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +14,7 @@ from migvis.weights import load_vae_folder
 from tune.ablation.outcome import Cell, Outcome
 from tune.ablation.study import LEAST_REALISM, SPLIT, Column
 from tune.pages.table import NOTHING, Table
+from tune.selection import LEAST_MOVE
 
 
 def values(outcome: Outcome, subject: str) -> Table:
@@ -83,50 +85,75 @@ def _difference(interval: Interval | None, column: Column) -> str:
 
 
 def at_its_best_scale(outcome: Outcome) -> list[Table]:
-    """Each method at the scale that validation pairs choose: the most selective one whose realism there is high enough.
+    """Each method at the scale that validation pairs choose: the most selective one whose edits are objects, and edits.
 
-    The choice is by means over seeds on validation pairs, what is shown was measured on test pairs. Without realism (of
-    recordings) it does not count.
+    The choice is by means over seeds on validation pairs, what is shown was measured on test pairs. Realism and own moves that
+    were not measured (of recordings, without labels) do not count.
     """
     return [_at_its_best_scale(outcome, subject) for subject in outcome.subjects]
+
+
+_REAL, _MOVED = f"realism of at least {LEAST_REALISM:g}", f"own move of at least {LEAST_MOVE:g}"
 
 
 def _at_its_best_scale(outcome: Outcome, subject: str) -> Table:
     methods: dict[str, list[str]] = {}
     for one in outcome.cases:
         methods.setdefault(one.name.rpartition(", ")[0], []).append(one.name)
-    measured = any(outcome.interval(one.name, subject, "validation/realism") for one in outcome.cases)
-    chosen: dict[str, str | None] = {}
-    for method, names in methods.items():
-        good = [name for name in names if not measured or _validation(outcome, name, subject, "realism") >= LEAST_REALISM]
-        chosen[method] = max(good, key=lambda name: _validation(outcome, name, subject, "selectivity"), default=None)
+    chosen = {method: _best_scale(outcome, subject, names) for method, names in methods.items()}
     ours = next(iter(methods))
-    first = chosen[ours]
+    first = chosen[ours][0]
+    compared = (Column("own_move", "own move"), Column("selectivity", "selectivity"))
     rows, clear, found = [], set(), []
-    for index, (method, name) in enumerate(chosen.items()):
+    for index, (method, (name, reason)) in enumerate(chosen.items()):
         if name is None:
-            best = max(_validation(outcome, one, subject, "realism") for one in methods[method])
-            rows.append([method, f"none; realism at most {best:.2f}", *[NOTHING] * 6])
-            found.append(f"{subject}, {method}: no scale reaches a realism of {LEAST_REALISM:g} on validation pairs.")
+            rows.append([method, f"none: {reason}", *[NOTHING] * 8])
+            found.append(f"{subject}, {method}: {reason} on validation pairs.")
             continue
         row = [method, name.rpartition(", ")[2]]
-        for metric in ("realism", "training_distance", "selectivity", "move_pose_group1", "move_category_group2"):
+        for metric in ("realism", "training_distance", "move_pose_group1", "move_category_group2", "own_move", "selectivity"):
             row.append(mean_sd(outcome.interval(name, subject, metric), Column(metric, "")))
-        against = None if first is None or name == first else outcome.difference(name, first, subject, "selectivity")
-        row.append(_difference(against, Column("selectivity", "")))
-        if against is not None and against.clear_of_zero:
-            clear.add((index, len(row) - 1))
-            found.append(f"{subject}, {method} at {row[1]}: selectivity {row[-1]} to that of {ours} at its own scale.")
+        differs = []
+        for column in compared:
+            against = None if first is None or method == ours else outcome.difference(name, first, subject, column.metric)
+            row.append(_difference(against, column))
+            if against is not None and against.clear_of_zero:
+                clear.add((index, len(row) - 1))
+                differs.append(f"{column.label} {row[-1]}")
+        if differs:
+            found.append(f"{subject}, {method} at {row[1]}: {'; '.join(differs)}, to {ours} at its own scale.")
+        elif first is not None and method != ours and len(outcome.seeds) > 1:
+            found.append(f"{subject}, {method} at {row[1]}: no clear difference to {ours} at its own scale.")
         rows.append(row)
-    header = ["method", "scale", "realism", "distance to training pictures", "selectivity"]
-    header += ["group 1 moves pose", "group 2 moves category", f"selectivity, to {ours}"]
-    which = f"of those with a mean realism of at least {LEAST_REALISM:g} on validation pairs the" if measured else "the"
+    header = ["method", "scale", "realism", "distance to training pictures", "group 1 moves pose", "group 2 moves category"]
+    header += ["own move", "selectivity", f"own move, to {ours}", f"selectivity, to {ours}"]
     note = (
-        f"Scale: {which} one with the highest selectivity on validation pairs; the figures are of test pairs. Last column: "
-        "paired by seed, Student's 95 % interval. Distance: median over edits to the nearest training picture."
+        f"Scale: the one with the highest selectivity on validation pairs, of those with a mean {_REAL} and a mean {_MOVED} "
+        "there; the figures are of test pairs. Own move: mean of how far group 1 moves the pose and group 2 the category; an "
+        "edit that does nothing has a selectivity of about 0, too. Last columns: paired by seed, Student's 95 % intervals. "
+        "Distance: median over edits to the nearest training picture."
     )
-    title = f"{subject}: each method at its best scale" + (f" with a realism of at least {LEAST_REALISM:g}" if measured else "")
+    title = f"{subject}: each method at its best scale, of edits that are objects and move their own attribute"
     return Table(title, f"best_scale_{subject}", header, rows, note, frozenset(clear), tuple(found))
+
+
+def _best_scale(outcome: Outcome, subject: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """The case of a method that validation pairs choose, or why there is none."""
+
+    def largest(metric: str, among: Sequence[str]) -> str:
+        return f"{max(_validation(outcome, name, subject, metric) for name in among):.2f}"
+
+    def reaches(name: str, metric: str, least: float) -> bool:
+        unknown = outcome.interval(name, subject, f"validation/{metric}") is None
+        return unknown or _validation(outcome, name, subject, metric) >= least
+
+    real = [name for name in names if reaches(name, "realism", LEAST_REALISM)]
+    if not real:
+        return None, f"no scale reaches a {_REAL} (at most {largest('realism', names)})"
+    moving = [name for name in real if reaches(name, "own_move", LEAST_MOVE)]
+    if not moving:
+        return None, f"no scale with a {_REAL} reaches an {_MOVED} (at most {largest('own_move', real)})"
+    return max(moving, key=lambda name: _validation(outcome, name, subject, "selectivity")), ""
 
 
 def region_of_realism(outcome: Outcome) -> list[Table]:
