@@ -59,7 +59,7 @@ def survey_objects(store: ObjectStore, database: str, storage: Path, keep: Colle
 
     Raises InputError as tune.pruning.survey does, and where there is a study that the storage folder has not.
     """
-    from tune.ledger import studies_in
+    from tune.optuna_database import studies_in
 
     needs = needs_of(storage, keep)
     for study in studies_in(database):

@@ -12,10 +12,10 @@ import pytest
 from tune.context import StudyContext
 from tune.database import sqlite_url
 from tune.leases import acquire
-from tune.ledger import open_database
 from tune.manifest import MANIFEST
 from tune.object_store import ObjectStore
 from tune.objects import open_objects
+from tune.optuna_database import open_database
 from tune.pipeline import ensure
 from tune.runner import Runner
 from tune.stage_graph import Stage, StageContext
