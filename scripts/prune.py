@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from migvis.errors import InputError
 from tune.progress import duration
-from tune.pruning import Item, Survey, prune, size_of, survey
+from tune.pruning import Item, Survey, prune, survey
 from tune.study_folder import default_storage
 from tune.study_lock import running
 
@@ -44,15 +45,30 @@ def describe(found: Survey) -> str:
     kinds = sorted({item.name[0] for item in found.unneeded})
     lines += [f"  {kind:<16}{sums(item for item in found.unneeded if item.name[0] == kind)}" for kind in kinds]
     lines.append(f"  {'in all':<16}{sums(found.unneeded)}")
-    left = [path for _, path in found.leftovers]
+    left = [path.parent.name for _, path in found.leftovers]
     counts = ", ".join(
-        f"{sum(path.parent.name == place for path in left)} {what}"
+        f"{left.count(place)} {what}"
         for place, what in ((".partial", "checkpoints"), (".writing", "half-written stages"), (".damaged", "damaged stages"))
     )
-    size = sum(map(size_of, [*left, *found.trash]))
-    lines.append(f"left behind: {counts}, {len(found.leases)} leases, {len(found.trash)} pruned before: {megabytes(size)}")
+    size = megabytes(found.left_size)
+    lines.append(f"left behind: {counts}, {len(found.leases)} leases, {len(found.trash)} pruned before: {size}")
     lines.append(f"{'kept:':<18}{sums(found.kept)}")
     return "\n".join(lines)
+
+
+def of_objects(storage: Path, stages: str, database: str | None) -> tuple[Any, Any]:
+    """survey and prune of an object store. Raises InputError where it or its database cannot be used."""
+    from functools import partial
+
+    from tune.object_pruning import prune_objects, survey_objects
+    from tune.object_store import ObjectStore
+    from tune.stores import places_of
+
+    places = places_of(storage, stages, database, check=True)
+    if places.database is None or not isinstance(places.stages, str):
+        raise InputError(f"--stages {stages}: expected s3://BUCKET/PREFIX")
+    store = ObjectStore(places.stages, places.database)
+    return partial(survey_objects, store, places.database), partial(prune_objects, store, places.database)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,16 +82,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--keep", action="append", default=[], metavar="STUDY", help="keep all that this study has used; may be repeated"
     )
+    parser.add_argument("--stages", metavar="URI", help="the object store of the studies in DIR (default: the stages in DIR)")
+    parser.add_argument("--database", metavar="URL", help="its studies and leases, as they were told to tune/run.py")
     parser.add_argument("--yes", action="store_true", help="delete; without it the stages are only shown")
     arguments = parser.parse_args(argv)
     storage = (arguments.storage or default_storage()).absolute()
     try:
+        find, delete = survey, prune
+        if arguments.stages is not None:
+            find, delete = of_objects(storage, arguments.stages, arguments.database)
         if not arguments.yes:
-            print(describe(survey(storage, arguments.keep)))
+            print(describe(find(storage, arguments.keep)))
             studies = [f"study {name} is running ({who}): delete when it has ended" for name, who in running(storage).items()]
             print("\n".join(studies) or "nothing is deleted without --yes")
             return 0
-        result = prune(storage, arguments.keep, lambda found: print(describe(found), flush=True))
+        result = delete(storage, arguments.keep, lambda found: print(describe(found), flush=True))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

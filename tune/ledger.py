@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,11 +17,10 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from migvis.errors import InputError
-from tune.database import engine_options
 from tune.finished_trials import OBSERVED, observed
+from tune.optuna_database import open_database
 from tune.samplers import sampler_by_number
 from tune.selection import Candidate, clipped
 from tune.space import SearchSpace
@@ -283,27 +281,6 @@ class Ledger:
 
     def remembered(self, key: str, default: Any = None) -> Any:
         return self._remembered.get(key, default)
-
-
-def open_database(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's tables in a database, made if they are missing, also where another process makes them at the same moment."""
-    for attempt in range(3):
-        try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=engine_options(url))
-        except SQLAlchemyError:
-            if attempt == 2:
-                raise
-            time.sleep(1.0)
-    raise AssertionError
-
-
-def trials_in(url: str, name: str) -> int:
-    """Attempts that a study of this name has in a database; 0 where there is none."""
-    storage = open_database(url)
-    try:
-        return storage.get_n_trials(storage.get_study_id_from_name(name))
-    except KeyError:
-        return 0
 
 
 def _record(number: int, frozen: FrozenTrial) -> TrialRecord:

@@ -72,6 +72,12 @@ def check_names(kind: str, key: str) -> None:
         raise ValueError(f"a stage's kind and key are lower-case letters, digits and _: {kind!r}, {key!r}")
 
 
+def name_of(text: str) -> StageName | None:
+    """The stage that "kind-key" or "kind-key-…" belongs to; none if it is no such text."""
+    parts = text.split("-")
+    return (parts[0], parts[1]) if len(parts) > 1 and all(map(NAME.fullmatch, parts)) else None
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from migvis.errors import InputError
 from tune.database import DatabaseAway
-from tune.database_leases import DatabaseLease
+from tune.database_leases import DatabaseLease, leases_of
 from tune.leases import LeasePlace
-from tune.manifest import MANIFEST, NAME, Content, DamagedStage, Manifest, StageName, check_names, describe_files
+from tune.manifest import MANIFEST, NAME, Content, DamagedStage, Manifest, StageName, check_names, describe_files, name_of
 from tune.object_trees import fetch_files, manifest_of, move_tree, put_files, put_manifest
 from tune.objects import ObjectsAway, open_objects
 from tune.scratch_copies import ScratchCopies
@@ -68,6 +68,11 @@ class ObjectStore(Store):
 
     def lease(self, kind: str, key: str) -> LeasePlace:
         return DatabaseLease(self._database, self.uri, f"{kind}-{key}")
+
+    def leases(self) -> list[tuple[StageName, LeasePlace]]:
+        with self.storage_errors():
+            names = [(name_of(place.name), place) for place in leases_of(self._database, self.uri)]
+        return [(name, place) for name, place in names if name is not None]
 
     def lock(self) -> contextlib.AbstractContextManager[TakeLock]:
         return database_lock(self._database, self.uri)

@@ -28,8 +28,10 @@ from typing import Any, TypeVar
 
 from migvis.errors import InputError
 from tune.folder_leases import FolderLease
-from tune.leases import PATIENCE, acquire, holder
-from tune.store import StageName, StageStore
+from tune.leases import PATIENCE, LeasePlace, acquire, holder
+from tune.manifest import StageName
+from tune.store import StageStore
+from tune.store_base import Store
 from tune.store_lock import StoreInUse, alone
 from tune.study_lock import running
 
@@ -62,6 +64,7 @@ class Survey:
 
     leftovers: checkpoints, unfinished and damaged stages, with the stage that they belong to. leases: those that nobody
     holds. trash: what earlier prunes had no time to delete. building: stages that are being built, and who does it.
+    left_size: bytes of leftovers and trash.
     """
 
     needs: list[StudyNeeds]
@@ -71,6 +74,7 @@ class Survey:
     leases: list[Path]
     trash: list[Path]
     building: dict[StageName, str]
+    left_size: int = 0
 
 
 @dataclass
@@ -125,7 +129,7 @@ def study_needs(folder: Path, *, whole: bool = False) -> StudyNeeds:
     return StudyNeeds(folder.name, f"{why}: keeps all that it used", frozenset(everything))
 
 
-def _with_inputs(names: Collection[StageName], store: StageStore) -> set[StageName]:
+def with_inputs(names: Collection[StageName], store: Store) -> set[StageName]:
     """`names` and all stages of the store that they were made from."""
     by_key = {key: (kind, key) for kind, key in store.stages()}
     found: set[StageName] = set()
@@ -164,31 +168,39 @@ def _store(storage: Path) -> StageStore:
     return store
 
 
+def needs_of(storage: Path, keep: Collection[str]) -> list[StudyNeeds]:
+    """What each study of a storage folder keeps. Raises InputError where `keep` names none, or records cannot be read."""
+    folders = [path.parent for path in sorted(storage.glob("*/study.json"))]
+    for name in keep:
+        if name not in {folder.name for folder in folders}:
+            raise InputError(f"--keep {name}: there is no such study in {storage}")
+    return [study_needs(folder, whole=folder.name in keep) for folder in folders]
+
+
 def survey(storage: Path, keep: Collection[str] = ()) -> Survey:
     """What can be deleted from the store of a storage folder; changes nothing. keep: studies that keep all that they used.
 
     Raises InputError where there is no store or no such study, or where a study's records cannot be read.
     """
     store = _store(storage)
-    folders = [path.parent for path in sorted(storage.glob("*/study.json"))]
-    for name in keep:
-        if name not in {folder.name for folder in folders}:
-            raise InputError(f"--keep {name}: there is no such study in {storage}")
-    needs = [study_needs(folder, whole=folder.name in keep) for folder in folders]
+    needs = needs_of(storage, keep)
     leases = [(name, path, holder(FolderLease(path))) for name, path in store.entries(".leases")]
     building = {name: who for name, _, who in leases if who is not None}
-    needed = _with_inputs(set(building).union(*(one.stages for one in needs)), store)
+    needed = with_inputs(set(building).union(*(one.stages for one in needs)), store)
     items = [_item(name, store) for name in store.stages()]
     awaited = {name for name in needed if not store.exists(*name)}  # their checkpoints are worth going on from
     left = [(place, name, path) for place in _PLACES for name, path in store.entries(place) if name not in building]
+    leftovers = [(name, path) for place, name, path in left if place != ".partial" or name not in awaited]
+    trash = sorted(store.root.glob(f"{_TRASH}*"))
     return Survey(
         needs,
         kept=[item for item in items if item.name in needed],
         unneeded=[item for item in items if item.name not in needed],
-        leftovers=[(name, path) for place, name, path in left if place != ".partial" or name not in awaited],
+        leftovers=leftovers,
         leases=[path for _, path, who in leases if who is None],
-        trash=sorted(store.root.glob(f"{_TRASH}*")),
+        trash=trash,
         building=building,
+        left_size=sum(map(size_of, [*(path for _, path in leftovers), *trash])),
     )
 
 
@@ -206,7 +218,7 @@ def prune(
     store = _store(storage)
     try:
         with alone(store):
-            _check_nothing_runs(storage, patience)
+            check_nothing_runs(storage, patience)
             with store.storage_errors():
                 check_nothing_is_built(store, patience)
             found = survey(storage, keep)
@@ -214,7 +226,7 @@ def prune(
             with store.storage_errors():
                 result, trash = _take_out(store, found)
     except StoreInUse:
-        _check_nothing_runs(storage, patience)
+        check_nothing_runs(storage, patience)
         raise
     for path in trash:  # in no study's reach any more, so nobody need wait for it
         shutil.rmtree(path, ignore_errors=True)
@@ -222,33 +234,33 @@ def prune(
     return result
 
 
-def _check_nothing_runs(storage: Path, patience: float) -> None:
+def check_nothing_runs(storage: Path, patience: float) -> None:
     """Raises InputError while a driver runs a study, also on a host that the store's lock does not reach."""
     for name, who in running(storage, patience).items():
         raise InputError(f"--storage {storage}: study {name} is running: {who}")
 
 
-def check_nothing_is_built(store: StageStore, patience: float) -> None:
+def check_nothing_is_built(store: Store, patience: float) -> None:
     """Raises InputError while a stage is being built: which inputs it reads is not known here.
 
     A builder of which this host cannot know whether it lives is watched for longer than `patience` seconds.
     """
 
-    def lives(folder: Path) -> bool:
+    def lives(place: LeasePlace) -> bool:
         end = time.monotonic() + 1.5 * patience
-        lease = acquire(FolderLease(folder), until=lambda: time.monotonic() > end, patience=patience)
+        lease = acquire(place, until=lambda: time.monotonic() > end, patience=patience)
         if lease is not None:
             lease.release()
         return lease is None
 
-    held = [(name, path, who) for name, path in store.entries(".leases") if (who := holder(FolderLease(path))) is not None]
+    held = [(name, place, who) for name, place in store.leases() if (who := holder(place)) is not None]
     if not held:
         return
     with ThreadPoolExecutor(len(held)) as pool:
-        living = list(pool.map(lives, [path for _, path, _ in held]))
+        living = list(pool.map(lives, [place for _, place, _ in held]))
     for ((kind, key), _, who), lived in zip(held, living, strict=True):
         if lived:
-            raise InputError(f"{store.root}: {kind} {key} is being built by {who}; nothing is deleted meanwhile")
+            raise InputError(f"{store.name}: {kind} {key} is being built by {who}; nothing is deleted meanwhile")
 
 
 def _take_out(store: StageStore, found: Survey) -> tuple[Pruned, list[Path]]:
@@ -259,7 +271,7 @@ def _take_out(store: StageStore, found: Survey) -> tuple[Pruned, list[Path]]:
     for name, path in found.leftovers:
         paths.setdefault(name, []).append(path)
     for name, its in paths.items():
-        with _claim(store, name) as claimed:
+        with claim(store, name) as claimed:
             if not claimed:
                 result.busy.append(name)
                 continue
@@ -280,14 +292,14 @@ def _take_out(store: StageStore, found: Survey) -> tuple[Pruned, list[Path]]:
 
 
 @contextlib.contextmanager
-def _claim(store: StageStore, name: StageName) -> Iterator[bool]:
+def claim(store: Store, name: StageName) -> Iterator[bool]:
     """Holds a stage's lease; false if somebody else does."""
-    folder = store.lease_folder(*name)
-    if holder(FolderLease(folder)) is not None:
+    place = store.lease(*name)
+    if holder(place) is not None:
         yield False
         return
     try:
-        lease = acquire(FolderLease(folder), until=lambda: True)
+        lease = acquire(place, until=lambda: True)
     except OSError as error:
         if not store.is_full(error):
             raise

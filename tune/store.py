@@ -33,6 +33,7 @@ from tune.manifest import (
     check_file,
     check_names,
     describe_files,
+    name_of,
     seal_of,
     sealed,
     unsealed,
@@ -104,6 +105,9 @@ class StageStore(Store):
     def lease(self, kind: str, key: str) -> LeasePlace:
         return FolderLease(self.lease_folder(kind, key))
 
+    def leases(self) -> list[tuple[StageName, LeasePlace]]:
+        return [(name, FolderLease(path)) for name, path in self.entries(".leases")]
+
     def lock(self) -> contextlib.AbstractContextManager[TakeLock]:
         return file_lock(self.root / ".lock")
 
@@ -157,8 +161,8 @@ class StageStore(Store):
         folder = self.root / place
         if not folder.is_dir():
             return []
-        parts = [(path.name.split("-"), path) for path in sorted(folder.iterdir())]
-        return [((name[0], name[1]), path) for name, path in parts if len(name) > 1 and all(map(NAME.fullmatch, name))]
+        named = [(name_of(path.name), path) for path in sorted(folder.iterdir())]
+        return [(name, path) for name, path in named if name is not None]
 
     def start_writing(self, kind: str, key: str) -> Path:
         writing = self.root / ".writing"

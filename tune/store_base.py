@@ -39,6 +39,10 @@ class Store(ABC):
         """Where the right to build the stage is taken."""
 
     @abstractmethod
+    def leases(self) -> list[tuple[StageName, LeasePlace]]:
+        """All leases that were taken since the last prune, by stage."""
+
+    @abstractmethod
     def lock(self) -> contextlib.AbstractContextManager[TakeLock]:
         """What tune.store_lock holds while it uses the store."""
 

@@ -181,7 +181,7 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     )
     with ExitStack() as stack:
         checks = [stack.enter_context(locked(context.folder))]  # before Ray is imported: who is refused is told at once
-        from tune.ledger import trials_in
+        from tune.optuna_database import trials_in
         from tune.study_run import StudyRun
 
         if opened.places.database is not None:

@@ -1,6 +1,7 @@
 """The files of a study on hosts that share no folder: its data set, and what its trials leave, through the object store.
 
     <uri>/.data/<digest>/                the data set
+    <uri>/.studies/<id>/name             of a study that uses these objects, for tune.object_pruning
     <uri>/.studies/<id>/trial-<n>/       a trial's folder and its uses, as of its end (tune.object_trees)
 
 Where stages are in a folder, all hosts see the study's folder as well, and there is nothing to do.
@@ -24,6 +25,7 @@ from tune.trial_result import TrialResult
 
 logger = logging.getLogger("tune.pipeline.files")
 
+STUDIES, MARK = ".studies", "name"
 _DATA_FILE = "set.h5"
 
 
@@ -33,7 +35,7 @@ def _objects_of(context: StudyContext) -> ObjectStore | None:
 
 
 def share_data(context: StudyContext) -> StudyContext:
-    """For the driver: uploads the data set, once; the context whose data set is in the cache, as on all hosts.
+    """For the driver: uploads the study's name and, once, its data set; the context with that in the cache, as on all hosts.
 
     Raises InputError where the object store refuses.
     """
@@ -42,6 +44,7 @@ def share_data(context: StudyContext) -> StudyContext:
         return context
     place = f".data/{context.data_digest}"
     with store.storage_errors():
+        store.objects.write(f"{STUDIES}/{context.study_id}/{MARK}", context.study.encode())
         if _readable(store, place) is None:
             source = context.data_path
             content = {"files": {_DATA_FILE: {"sha256": file_digest(source), "size": source.stat().st_size}}}
@@ -59,7 +62,7 @@ def on_this_host(context: StudyContext) -> StudyContext:
     store = _objects_of(context)
     if store is None:
         return context
-    folder = store.local.root / ".studies" / context.study_id
+    folder = store.local.root / STUDIES / context.study_id
     shown = context.folder / "progress"
     return replace(
         context,
@@ -102,7 +105,7 @@ def _readable(store: ObjectStore, place: str) -> Content | None:
 
 
 def _trial_place(context: StudyContext, number: int) -> str:
-    return f".studies/{context.study_id}/trial-{number:03d}"
+    return f"{STUDIES}/{context.study_id}/trial-{number:03d}"
 
 
 def send_trial(context: StudyContext, here: StudyContext, number: int) -> None:
