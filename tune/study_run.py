@@ -213,12 +213,14 @@ class StudyRun:
         """
         self.state = state
         with self.clock.phase("tracking"):
-            problems = self._write_rest(status, 60.0 if state == "finished" else 15.0)
+            self._queue_rest(status)
+            # Whoever interrupts a study wants it to end.
+            problems = self.tracker.close(60.0, while_it_moves=True) if state == "finished" else self.tracker.close(15.0)
         # After the last call to MLflow, so that the trials' run ids are known.
         self.summarise()
         return problems
 
-    def _write_rest(self, status: str, timeout: float) -> list[str]:
+    def _queue_rest(self, status: str) -> None:
         self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
         if self.outcome is not None and self.final is not None:
             chosen = self.outcome.selected
@@ -234,7 +236,6 @@ class StudyRun:
             self.tracker.register_selected(REGISTERED_MODEL, bundle, {**tags, "data_digest": self.context.data_digest})
         else:
             self.tracker.study_ended(status)
-        return self.tracker.close(timeout)
 
     def _report(self) -> tuple[Path, dict[str, Path]]:
         """The study's page, and the charts in it."""

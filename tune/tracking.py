@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tune.ledger import TrialRecord
@@ -49,6 +50,7 @@ class Tracker:
         self._waits = (first_wait, longest_wait)
         self._stop = threading.Event()
         self._queued: set[int] = set()
+        self._done = 0
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self.problems: list[str] = []
 
@@ -103,20 +105,24 @@ class Tracker:
         """Registers the folder `artifact` of the study's run as a new version of the model `name`."""
         self.submit("the registered model", lambda writer: writer.register(name, artifact, tags))
 
-    def close(self, timeout: float = 60.0) -> list[str]:
+    def close(self, timeout: float = 60.0, *, while_it_moves: bool = False) -> list[str]:
         """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was).
 
-        Before `start` there is nothing to wait for: the study's database has what a later session will send.
+        while_it_moves: at most `timeout` seconds since the last call that was written, so that only a server that is away or
+        hangs is given up. Before `start` there is nothing to wait for: the study's database has what a later session will send.
         """
         if not self._thread.is_alive():
             return list(self.problems)
+        waiting, done, asked = self._jobs.qsize(), self._done, False
         deadline = time.monotonic() + timeout
-        waiting = self._jobs.qsize()
-        try:
-            self._jobs.put(None, timeout=timeout)
-            self._thread.join(max(0.1, deadline - time.monotonic()))
-        except queue.Full:
-            pass
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if not asked:
+                with suppress(queue.Full):
+                    self._jobs.put(None, timeout=0.1)
+                    asked = True
+            self._thread.join(0.1)
+            if while_it_moves and self._done != done:
+                done, deadline = self._done, time.monotonic() + timeout
         self._stop.set()
         lines = list(self.problems)
         if self._thread.is_alive():
@@ -129,6 +135,7 @@ class Tracker:
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
             self._do(*item)
+            self._done += 1
             if self._stop.is_set():
                 return
 

@@ -222,6 +222,28 @@ def test_close_has_a_time_limit_and_says_so(tmp_path) -> None:
     assert "secret" not in line
 
 
+def test_close_waits_for_a_slow_server_as_long_as_it_writes(tmp_path) -> None:
+    class Slow(RecordingWriter):
+        def __getattr__(self, name: str):
+            time.sleep(0.2)
+            return super().__getattr__(name)
+
+    writer = Slow()
+    tracker = Tracker(writer)
+    tracker._thread.start()
+    for number in range(10):
+        tracker.trial_ended(record_of(number, tmp_path))
+    assert tracker.close(1.0, while_it_moves=True) == []
+    assert len(writer.calls) == 10
+
+    strict = Tracker(Slow())
+    strict._thread.start()
+    for number in range(10):
+        strict.trial_ended(record_of(number, tmp_path))
+    (line,) = strict.close(0.5)
+    assert "not everything has arrived" in line
+
+
 def test_error_that_does_not_pass_is_told_and_skipped(tmp_path) -> None:
     error = FileNotFoundError("no picture.png at postgresql://me:pw@db")
     tracker = Tracker(RecordingWriter(away=1, error=error), first_wait=0.01)

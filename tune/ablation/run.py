@@ -184,7 +184,7 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
             tracker.study_ended("KILLED")
             raise
         finally:
-            for problem in tracker.close(60.0 + 2.0 * len(outcome.metrics)):
+            for problem in tracker.close(60.0, while_it_moves=True):
                 display.say(f"WARNING: {problem}")
     return outcome, report
 
