@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tune.optuna_database import open_database
 
 from tune.context import StudyContext
 from tune.database import sqlite_url
@@ -16,6 +15,7 @@ from tune.leases import acquire
 from tune.manifest import MANIFEST
 from tune.object_store import ObjectStore
 from tune.objects import open_objects
+from tune.optuna_database import open_database
 from tune.pipeline import ensure
 from tune.runner import Runner
 from tune.stage_graph import Stage, StageContext
