@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 PANELS = 4
 """Panels in a row of an interval chart."""
+TITLE_LETTERS = 26
+"""Letters in a line of such a panel's title: as many as the panel is wide."""
 
 Point = tuple[float, Interval]
 
@@ -43,14 +46,16 @@ def interval_chart(
             raise InputError(f"interval chart: {name} has {len(intervals)} values for {len(cases)} cases")
     across = min(PANELS, len(panels))
     down = math.ceil(len(panels) / across)
-    figure = _figure(2.2 + 2.1 * across, (0.6 + 0.28 * len(cases)) * down + 0.2)
+    titles = {name: textwrap.fill(name, TITLE_LETTERS) for name in panels}
+    lines = 1 + max(title.count("\n") for title in titles.values())
+    figure = _figure(2.2 + 2.1 * across, (0.5 + 0.17 * lines + 0.28 * len(cases)) * down + 0.2)
     first: Any = None
     for place, (name, intervals) in enumerate(panels.items()):
         axes = first = figure.add_subplot(down, across, place + 1, sharey=first)
         for row, interval in enumerate(intervals):
             if interval is not None:
                 _whisker(axes, interval, row, horizontal=True, colour="black" if cases[row] == base else COLOURS[0])
-        axes.set_title(name, fontsize=9, parse_math=False)
+        axes.set_title(titles[name], fontsize=9, parse_math=False)
         _plain(axes)
         axes.grid(axis="x", color="0.9")
         axes.tick_params(labelleft=place % across == 0)

@@ -232,10 +232,10 @@ STUDIES = (
         "keeping",
         "Should guidance also keep what the other groups say of the stimulus itself?",
         sweep("synthesis.keep_weight", (0.0, 0.05, 0.15, 0.5), "w"),
-        edits,
-        EDITS,
+        edits_and_choice,
+        (*EDITS, Column("validation/selectivity", "selectivity, validation pairs")),
         base="w = 0",
-        remark="The papers leave keeping the rest to the inverted state alone: w = 0.",
+        remark="The papers leave keeping the rest to the inverted state alone: w = 0. Validation pairs say which w to choose.",
         figures=(figures.intervals, figures.aligned_edits),
     ),
     Study(
