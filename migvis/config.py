@@ -211,6 +211,8 @@ PRESETS: dict[str, Configuration] = {
             attention_pixels=16,
             memory_copies=8,
         ),
-        synthesis=SynthesisConfig(edit_step=0.6, guidance_scale=20.0, guidance="memory", sweep_scales=(5.0, 20.0, 80.0)),
+        synthesis=SynthesisConfig(
+            edit_step=0.6, guidance_scale=20.0, guidance="memory", keep_weight=0.05, sweep_scales=(5.0, 20.0, 80.0)
+        ),
     ),
 }

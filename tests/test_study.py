@@ -85,7 +85,7 @@ def test_the_exported_bundle_encodes_and_edits(storage: Path, summary: dict) -> 
     latents = bundle.encode(dataset.subjects["M1"].response[rows])
     images = dataset.images(rows)
     rank = bundle.configuration.vae.group_rank
-    edited = bundle.edit(images, group=2, target=latents[[*range(1, 8), 0], rank : 2 * rank])
+    edited = bundle.edit(images, group=2, target=latents[[*range(1, 8), 0], rank : 2 * rank], latents=latents)
     assert edited.shape == images.shape
     assert float(edited.abs().max()) <= 1
     assert float((edited - images).square().mean()) > 5e-3, "edits change pictures, more than the return misses them"

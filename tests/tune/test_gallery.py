@@ -15,6 +15,7 @@ from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.errors import InputError
 from migvis.figures import GridRow, edit_grid
 from migvis.guidance import Information
+from migvis.keeping import KeepingOthers, own_latents
 from migvis.synthesis import Edits, GuidedEditor, shift_edits, target_edits
 from migvis.weights import load_bank, load_critic_folder, load_denoiser, load_vae_folder, read_tensors
 from tune.dimension_gallery import MOST_PAIRS, pairs_of
@@ -79,9 +80,10 @@ def edited_directly(stages: Stages, store: StageStore, dataset: Dataset) -> dict
     unet = load_denoiser(folder(store, stages.denoiser()))
     critic = load_critic_folder(folder(store, stages.critic("M1", 0)))
     bank = load_bank(ensure(stages.synthesis("M1", 0), store).path)
-    editor = GuidedEditor(unet, unet.alphas, config, Information(critic, bank), 1.0, unet.memory)
     with torch.no_grad():
         latents, _ = vae.encode(torch.tensor(dataset.subjects["M1"].response))
+    criterion = KeepingOthers(Information(critic, bank), config.keep_weight, 2, own_latents(latents))
+    editor = GuidedEditor(unet, unet.alphas, config, criterion, 1.0, unet.memory)
     stored = read_tensors(folder(store, stages.trajectory("test", config.final_pairs)) / "states.safetensors")
     source, target, every = stored["source"][:SHOWN_STIMULI], stored["target"][:SHOWN_STIMULI], torch.arange(SHOWN_STIMULI)
     images, states = dataset.images(source.numpy()), stored["states"][editor.step()][:SHOWN_STIMULI]
@@ -156,9 +158,10 @@ def test_pairs_of_dimensions_move_those_two_alone_and_have_a_row_each(made: Made
     dataset, vae = load_dataset(dataset_file), load_vae_folder(folder(store, wider.vae("M1", 0)))
     unet, critic = load_denoiser(folder(store, wider.denoiser())), load_critic_folder(folder(store, wider.critic("M1", 0)))
     bank = load_bank(ensure(wider.synthesis("M1", 0), store).path)
-    editor = GuidedEditor(unet, unet.alphas, TINY.synthesis, Information(critic, bank), 1.0, unet.memory)
     with torch.no_grad():
         latents, _ = vae.encode(torch.tensor(dataset.subjects["M1"].response))
+    criterion = KeepingOthers(Information(critic, bank), TINY.synthesis.keep_weight, 3, own_latents(latents))
+    editor = GuidedEditor(unet, unet.alphas, TINY.synthesis, criterion, 1.0, unet.memory)
     stored = read_tensors(folder(store, wider.trajectory("test", TINY.synthesis.final_pairs)) / "states.safetensors")
     source = stored["source"][:SHOWN_STIMULI]
     images, states = dataset.images(source.numpy()), stored["states"][editor.step()][:SHOWN_STIMULI]
