@@ -21,6 +21,7 @@ from migvis.diffusion import (
     max_edit_index,
 )
 from migvis.guidance import Information
+from migvis.keeping import KeepingOthers
 from migvis.metrics.edit_scores import evaluation_pairs, load_instrument, make_instrument, score_edits
 from migvis.metrics.representation import representation_metrics
 from migvis.synthesis import Edits, GuidedEditor, target_edits
@@ -139,8 +140,11 @@ def build_synthesis(data_path: Path, context: StageContext) -> None:
     edits, pair = trial_edits(latents, vae.group_rank, source, target, made.config.guidance_scale)
     stimuli = dataset.images(source.numpy())
     images = made.edit(stimuli, stored["states"][made.step()], edits, progress=edit_progress(context, "synthesis"))
-    if isinstance(made, GuidedEditor) and isinstance(made.criterion, Information):
-        save_bank(context.folder, made.criterion.bank)
+    criterion = made.criterion if isinstance(made, GuidedEditor) else None
+    if isinstance(criterion, KeepingOthers):
+        criterion = criterion.criterion
+    if isinstance(criterion, Information):
+        save_bank(context.folder, criterion.bank)
     save_tensors(
         context.folder / "edits.safetensors",
         {"images": images, "group": edits.group, "pair": pair, "scale": edits.scale, "source": source, "target": target},

@@ -126,7 +126,7 @@ hooks = Hooks(open_data, prepare, run_trial, finish, plan=None)
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=250)
     assert (process.returncode, errors) == (130, "interrupted\n")
     assert not (tmp_path / "i").exists()
 
@@ -138,7 +138,7 @@ def test_interrupt_exits_130_with_the_line_that_resumes(storage, driver_script, 
     process = driver.start("--study", "k", "--trials", "5")
     driver.wait_for_trial(process, 1)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=250)
     assert process.returncode == 130
     assert errors.strip() == f"interrupted; go on with: python tune/run.py --study k --resume --storage {storage}"
     assert summary_of(storage, "k")["state"] == "interrupted"
