@@ -21,13 +21,26 @@ from tune.ray_session import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 6379
-# `ray start` gives its own processes 30 s to come up, and no option for more: here its clock goes slower, for a busy machine.
-_PATIENT_RAY = """
+_PORTS = {"dashboard-agent-grpc": 6801, "metrics-export": 6802, "dashboard-agent-listen": 6803, "runtime-env-agent": 6804}
+# `ray start` for a busy machine. It waits 30 s for itself, and the raylet 15 s for its agent to write down a port that is given
+# anyway; so the one has a slower clock, and the other finds it written. Without Ray Client's server, which nobody needs here.
+_RAY = f"""
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from ray._private.node import Node
 from ray._private import node
 from ray.scripts.scripts import main
-node.time = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() / 10})
+
+start_raylet = Node.start_raylet
+
+def start_raylet_with_port(self, *arguments, **options):
+    Path(self._session_dir, f"dashboard_agent_listen_port_{{self._node_id}}").write_text("{_PORTS["dashboard-agent-listen"]}")
+    return start_raylet(self, *arguments, **options)
+
+Node.start_raylet = start_raylet_with_port
+Node.start_ray_client_server = lambda self: None
+node.time = SimpleNamespace(**{{**vars(time), "monotonic": lambda: time.monotonic() / 10}})
 main()
 """
 
@@ -130,12 +143,13 @@ class Bench:
     def start_ray(self, host: int) -> None:
         """Ray on a host: the first is the head, which comes first."""
         own = self.hosts.address(host)
-        lean = ("--include-dashboard=false", "--no-monitor")
-        which = ["--head", f"--port={PORT}", *lean] if host == 0 else [f"--address={self.address}"]
-        cpus = f"--num-cpus={int(host > 0)}"
-        common = [f"--node-ip-address={own}", cpus, "--object-store-memory=100000000", "--include-log-monitor=false"]
+        head = ("--head", f"--port={PORT}", "--include-dashboard=false", "--no-monitor")
+        which = head if host == 0 else (f"--address={self.address}",)
+        ports = (f"--{name}-port={port}" for name, port in _PORTS.items())
+        size = (f"--num-cpus={int(host > 0)}", "--object-store-memory=100000000", "--include-log-monitor=false")
+        words = (*which, f"--node-ip-address={own}", *ports, *size)
         try:
-            self.hosts.inside(host, *self._words(host, (sys.executable, "-c", _PATIENT_RAY, "start", *which, *common)))
+            self.hosts.inside(host, *self._words(host, (sys.executable, "-c", _RAY, "start", *words)))
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"ray start on {self.hosts.name(host)}: {error.stdout}{error.stderr}") from None
 
