@@ -96,7 +96,7 @@ try:
         add_node(cluster, **resources)
     cluster.wait_for_nodes(timeout=300)
     code = main([*arguments, "--address", cluster.address], placed)
-    print("nodes", json.dumps([node.unique_id for node in cluster.list_all_nodes()]))
+    print("nodes", json.dumps([node.node_id for node in cluster.list_all_nodes()]))
 finally:
     ray.shutdown()
     cluster.shutdown()
