@@ -92,11 +92,10 @@ def add_node(cluster, attempts=5, **resources):
 nodes, *arguments = sys.argv[1:]
 cluster = Cluster()
 try:
-    for resources in json.loads(nodes):
-        add_node(cluster, **resources)
+    added = [add_node(cluster, **resources) for resources in json.loads(nodes)]
     cluster.wait_for_nodes(timeout=300)
     code = main([*arguments, "--address", cluster.address], placed)
-    print("nodes", json.dumps([node.node_id for node in cluster.list_all_nodes()]))
+    print("nodes", json.dumps([node.node_id for node in added]))
 finally:
     ray.shutdown()
     cluster.shutdown()
