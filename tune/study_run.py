@@ -157,7 +157,9 @@ class StudyRun:
             self.tracker.submit("the shared stages", lambda writer: writer.study_files({}, files))
 
     def _remember_stages(self, key: str, stages: list[dict[str, Any]]) -> None:
-        self.ledger.remember(key, [*self.ledger.remembered(key, []), *stages])
+        known = self.ledger.remembered(key, [])
+        # A session that resumes tells again of what an earlier one had built (tune.runner): that was fitted once.
+        self.ledger.remember(key, [*known, *(stage for stage in stages if stage["reused"] or stage not in known)])
 
     def _search(self) -> None:
         if self.ledger.done():
