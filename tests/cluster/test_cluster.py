@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tune.summary import git_revision
 
 pytestmark = pytest.mark.slow
 SMALL = ("--config", "tests/cluster/small.yaml")
-TRIALS = 12
+TRIALS = 9
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,16 @@ def cluster() -> Iterator[Cluster]:
             cluster = Cluster(hosts)
             cluster.storage.mkdir()
             cluster.up()
+            warm_up(hosts)
             yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def warm_up(hosts: Hosts) -> None:
+    """Has every host compile what trials import, as on machines where a study has run before."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda host: hosts.ssh(host, "python -c 'import tune.trial, ray.tune, timm, sklearn'"), range(hosts.count)))
 
 
 class Client:
