@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster.fault_kinds import Chance, Disturbed
@@ -60,7 +61,7 @@ def _used(study: Path, name: str) -> set[tuple[str, str]]:
     return {(use["kind"], use["key"]) for use in uses}
 
 
-def _damaged(chance: Chance, damage) -> Disturbed:  # type: ignore[no-untyped-def]
+def _damaged(chance: Chance, damage: Callable[[Path, Chance], None]) -> Disturbed:
     """Damages a file of a stage that this study still has to read: one for all trials, or one of its last trial alone."""
     study = real_study(chance)
     undisturbed = study.storage / "undisturbed-real_study-1"
