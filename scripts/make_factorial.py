@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
                 write_json(parts / f"{running[future]}.json", future.result())
                 used = time.monotonic() - began
                 print(f"[{used:.0f} s] {running[future]} done, {number} of {len(missing)}", flush=True)
-    rows, seconds = [], {}
+    rows: list[dict[str, Any]] = []
+    seconds: dict[str, dict[str, float]] = {}
     for name in (name for wave in waves for name in wave):
         part = read_json(parts / f"{name}.json")
         rows += part["rows"]

@@ -25,6 +25,7 @@ from tune.factorial import FactorialTable, StageName
 from tune.selection import Selected
 from tune.study_config import StudyConfig
 from tune.study_folder import write_json
+from tune.study_lock import driver_process
 from tune.tracking_writer import sent_key
 from tune.trial_result import FinalResult, Prepared, TrialResult
 
@@ -143,8 +144,8 @@ def _wait_until_written(context: StudyContext, number: int) -> None:
 
 
 def _driver(context: StudyContext) -> dict[str, Any]:
-    """CPU seconds and memory of the study's driver, whose process id is in the study's lock, and its databases' sizes."""
-    process = Path("/proc") / (context.folder / "lock").read_text(encoding="utf-8").strip()
+    """CPU seconds and memory of the study's driver, and its databases' sizes."""
+    process = Path("/proc") / str(driver_process(context.folder))
     ticks = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
     pages = int((process / "statm").read_text().split()[1])
     return {

@@ -75,6 +75,17 @@ def held_in_database(url: str, study: str, patience: float = PATIENCE) -> Iterat
         yield check
 
 
+def driver_process(folder: Path) -> int:
+    """The process id, on its own host, of the driver that holds the study in `folder`. Raises InputError where none does."""
+    try:
+        driver = FolderLease(folder / _FOLDER).look().holder
+    except FileNotFoundError:
+        driver = None
+    if driver is None:
+        raise InputError(f"{folder}: no driver runs this study")
+    return driver.pid
+
+
 def running(storage: Path, patience: float = PATIENCE) -> dict[str, str]:
     """The studies and ablations of a storage folder that a driver of any host runs now, and who that is, for people to read.
 

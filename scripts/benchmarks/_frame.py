@@ -45,7 +45,7 @@ class Result:
     pictures: Sequence[Path] = ()
 
 
-def interleaved(ways: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, float]:
+def interleaved(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each way over `rounds`, in which the ways take turns, so that a busy machine slows all of them.
 
     Each way is called with the number of the round.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,7 +135,8 @@ def _vae_step(dataset: Dataset, config: Configuration, shape: Shape, *, neural: 
 
         def fits(epochs: int, responses: Tensor = responses) -> list[NeuralVAE]:
             configs = [own.model_copy(update={"epochs": epochs})] * SEEDS
-            options = {"category_count": len(stimuli.category_names), "device": device(), "precision": precision()}
+            count = len(stimuli.category_names)
+            options: dict[str, Any] = {"category_count": count, "device": device(), "precision": precision()}
             return [vae for vae, _ in fit_vaes(responses, pose, category, configs, range(SEEDS), **options)]
 
         fits(1)
@@ -143,7 +146,7 @@ def _vae_step(dataset: Dataset, config: Configuration, shape: Shape, *, neural: 
     return seconds, fitted[0].cpu()
 
 
-def _critic_step(config: Configuration, batch: int, shape: Shape, rows: Sequence[int], picture: Tensor) -> float:
+def _critic_step(config: Configuration, batch: int, shape: Shape, rows: np.ndarray, picture: Tensor) -> float:
     """Seconds of a step of the critics on cached embeddings; B is at most the number of pictures, as in a study."""
     pictures = int(picture.max()) + 1
     mean = normal(0, "benchmark latents", 0, torch.arange(len(rows)), (shape[0] * shape[1],))

@@ -33,7 +33,7 @@ STUDY = "sequence"
 def drawn(grid: Mapping[str, Sequence[Any]], seed: int, count: int) -> list[dict[str, Any]]:
     """`count` configurations of a grid, every value drawn uniformly and by itself."""
     generator = np.random.default_rng(seed)
-    return [{name: values[generator.integers(len(values))] for name, values in grid.items()} for _ in range(count)]
+    return [{name: values[int(generator.integers(len(values)))] for name, values in grid.items()} for _ in range(count)]
 
 
 def recorded() -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def play(config: StudyConfig, sequence: Sequence[dict[str, Any]], storage: Path)
         display.phase("prepare")
         display.trials(0, len(sequence))
         began = time.perf_counter()
-        connect(None)
+        connect(None, None)
         try:
             prepare(context)
         finally:

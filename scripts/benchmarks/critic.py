@@ -39,12 +39,16 @@ def run(options: Options) -> Result:
             embeddings=known, encoder=encoder, seed=0, device=device(),
         )  # fmt: skip
 
+    def separately(critic: CriticConfig, known: Tensor | None) -> None:
+        for part in mean.split(rank, dim=1):
+            fit(critic, part, 1, known)
+
     cached = quick.model_copy(update={"encoder": "dino", "training_images": "pool"})
     result = []
     for name, critic, known in (("fitted encoder, clean pictures", quick, None), ("cached embeddings, pool", cached, embeddings)):
         ways = {
             "together": lambda _, critic=critic, known=known: fit(critic, mean, GROUPS, known),
-            "separately": lambda _, critic=critic, known=known: [fit(critic, part, 1, known) for part in mean.split(rank, dim=1)],
+            "separately": lambda _, critic=critic, known=known: separately(critic, known),
         }
         for way in ways.values():
             way(0)

@@ -141,7 +141,7 @@ class OnPaper:
 
     def figures(self, label: str) -> dict[str, float]:
         """The median ratio of each row with its 95 % bounds, and seconds of the stages."""
-        result = {}
+        result: dict[str, float] = {}
         for name, pairs in self.pairs.items():
             ratios = [rival / ours for ours, rival in pairs]
             low, high = median_bounds(ratios)

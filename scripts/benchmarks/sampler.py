@@ -13,6 +13,7 @@ from itertools import islice
 from statistics import median
 
 import optuna
+from optuna.distributions import BaseDistribution
 
 from benchmarks._frame import Options, Result, Row
 from benchmarks._material import factorial
@@ -37,7 +38,9 @@ class GriddedSampler(optuna.samplers.RandomSampler):
         self._level = {name: level for level, level_names in enumerate(names) for name in level_names}
         self._last: dict[str, int] = {}
 
-    def sample_independent(self, study: optuna.Study, trial: optuna.trial.FrozenTrial, name: str, distribution: object) -> int:
+    def sample_independent(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> int:
         kept = {0: trial.number % (self.CRITICS * self.EDITS), 1: trial.number % self.EDITS, 2: 0}[self._level[name]]
         if not kept or name not in self._last:
             self._last[name] = super().sample_independent(study, trial, name, distribution)

@@ -5,6 +5,8 @@ They differ in β and seed, as those of a search do; the quick preset's VAE on o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from benchmarks._frame import Options, Result, Row, interleaved
@@ -26,7 +28,7 @@ def run(options: Options) -> Result:
     assert stimuli.category_id is not None
     responses = torch.tensor(dataset.subjects["M1"].response[rows])
     pose, category = torch.tensor(stimuli.pose[rows]), torch.tensor(stimuli.category_id[rows])
-    settings = {"category_count": len(stimuli.category_names), "device": device()}
+    settings: dict[str, Any] = {"category_count": len(stimuli.category_names), "device": device()}
     vae = config.vae.model_copy(update={"epochs": 1 if options.small else 4})
     rounds = 1 if options.small else 3
 

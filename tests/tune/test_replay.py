@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -79,7 +78,6 @@ def test_what_a_trial_built_is_reused_by_the_next_one_only(tmp_path: Path, table
         startup_trials=1,
         start=params,
     )
-    (context.folder / "lock").write_text(f"{os.getpid()}\n")
     (tmp_path / "mlflow.db").touch()
     run_trial = replayed(table).run_trial
     first = run_trial(context, CONFIG.configuration, params, 0)
