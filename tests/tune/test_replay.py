@@ -17,6 +17,7 @@ from tune.run import main
 from tune.selection import OBJECTIVES
 from tune.space import SearchSpace
 from tune.study_config import load_study_config
+from tune.study_lock import locked
 from tune.tracking_writer import sent_key
 
 TRIALS = 12
@@ -80,18 +81,19 @@ def test_what_a_trial_built_is_reused_by_the_next_one_only(tmp_path: Path, table
     )
     (tmp_path / "mlflow.db").touch()
     run_trial = replayed(table).run_trial
-    first = run_trial(context, CONFIG.configuration, params, 0)
-    again = run_trial(context, CONFIG.configuration, params, 0)  # its process was killed
-    assert [stage["reused"] for stage in first.stages] == [stage["reused"] for stage in again.stages] == [False] * 9
-    assert again.seconds == {stage["kind"]: stage["seconds"] for stage in again.stages}
+    with locked(context.folder):  # this process is the driver
+        first = run_trial(context, CONFIG.configuration, params, 0)
+        again = run_trial(context, CONFIG.configuration, params, 0)  # its process was killed
+        assert [stage["reused"] for stage in first.stages] == [stage["reused"] for stage in again.stages] == [False] * 9
+        assert again.seconds == {stage["kind"]: stage["seconds"] for stage in again.stages}
 
-    monkeypatch.setattr("tune.replay._PATIENCE", 0.1)
-    with pytest.raises(TimeoutError, match="trial 0 was not written"):
-        run_trial(context, CONFIG.configuration, params, 1)
-    ledger.remember(sent_key(0), True)
-    second = run_trial(context, CONFIG.configuration, params, 1)
-    assert [stage["reused"] for stage in second.stages] == [True] * 9
-    assert second.seconds == {}
+        monkeypatch.setattr("tune.replay._PATIENCE", 0.1)
+        with pytest.raises(TimeoutError, match="trial 0 was not written"):
+            run_trial(context, CONFIG.configuration, params, 1)
+        ledger.remember(sent_key(0), True)
+        second = run_trial(context, CONFIG.configuration, params, 1)
+        assert [stage["reused"] for stage in second.stages] == [True] * 9
+        assert second.seconds == {}
     models = second.artifacts["models"]
     assert {path.stem for path in models.iterdir()} == set(WEIGHTS)
     assert sum(path.stat().st_size for path in models.iterdir()) == pytest.approx(1_340_000, rel=0.01)
