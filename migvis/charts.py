@@ -28,6 +28,9 @@ PANELS = 4
 TITLE_LETTERS = 26
 """Letters in a line of such a panel's title: as many as the panel is wide."""
 
+TICKS = 4
+"""At most so many numbers, less one, along such a panel, which has room for no more."""
+
 Point = tuple[float, Interval]
 
 
@@ -58,6 +61,7 @@ def interval_chart(
         axes.set_title(titles[name], fontsize=9, parse_math=False)
         _plain(axes)
         axes.grid(axis="x", color="0.9")
+        axes.locator_params(axis="x", nbins=TICKS)
         axes.tick_params(labelleft=place % across == 0)
     first.set_yticks(range(len(cases)), list(cases), fontsize=8)
     first.set_ylim(len(cases) - 0.5, -0.5)

@@ -209,7 +209,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        from tune.tracking import check_tracking
+        from tune.tracking_uri import check_tracking
 
         self._process = subprocess.Popen(
             self._command,

@@ -106,7 +106,7 @@ def table(rows: Iterable[Row]) -> list[dict[str, Any]]:
                 "trials": sum(row.trials for row in its),
                 "trials lost": sum(len(row.lost) for row in its),
                 "trials run twice": sum(row.twice for row in its),
-                "seconds to recover, median": statistics.median(seconds) if seconds else None,
+                "seconds to recover, median": round(statistics.median(seconds), 1) if seconds else None,
                 "seconds to recover, most": max(seconds, default=None),
                 "selection as undisturbed": f"{sum(row.equal for row in its)} of {len(its)}",
             }
