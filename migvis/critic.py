@@ -39,15 +39,18 @@ EVALUATION_ORDERS = 4
 
 
 def info_nce(scores: Tensor) -> Tensor:
-    """InfoNCE loss in nats, a scalar: −mean_i log softmax_j(scores[i, j]) at j = i (A Eq. 5).
+    """InfoNCE loss in nats: −mean_i log softmax_j(scores[i, j]) at j = i (A Eq. 5); a scalar, or [G] of as many groups.
 
-    scores [B, B]: scores[i, j] = s_φ(z_g of j, image i). Rows are images, the softmax is over latents, positives
+    scores [B, B] or [G, B, B]: scores[i, j] = s_φ(z_g of j, image i). Rows are images, the softmax is over latents, positives
     are on the diagonal; transposed it bounds the same information, but it is another loss, and its gradient is
     not that of log p(z_g | y). log B − loss is a lower bound of MI(z_g, y). Raises InputError unless square.
     """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] == 0:
-        raise InputError(f"scores: expected a square matrix [images, latents], got shape {tuple(scores.shape)}")
-    return cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+    count = scores.shape[-1] if scores.ndim else 0
+    if scores.ndim not in (2, 3) or scores.shape[-2] != count or count == 0:
+        raise InputError(f"scores: expected a square matrix [images, latents], or one per group, got shape {tuple(scores.shape)}")
+    own = torch.arange(count, device=scores.device).expand(scores.shape[:-1])
+    losses = cross_entropy(scores.flatten(0, -2), own.flatten(), reduction="none")
+    return losses.view(own.shape).mean(dim=-1)
 
 
 class Critic(nn.Module):
@@ -98,8 +101,8 @@ class Critic(nn.Module):
         return all_heads(self.image_heads, shared), all_heads(self.latent_heads, z.transpose(0, 1))
 
     def scores(self, keys_image: Tensor, keys_latent: Tensor) -> Tensor:
-        """Scores [n, m] of keys [n, K] and [m, K]: rows images, columns latents."""
-        return keys_image @ keys_latent.T / math.sqrt(keys_image.shape[-1])
+        """Scores [n, m] of keys [n, K] and [m, K]: rows images, columns latents; or [G, n, m] of all groups at once."""
+        return keys_image @ keys_latent.mT / math.sqrt(keys_image.shape[-1])
 
     def _index(self, group: int) -> int:
         return group_index(group, self.group_count)
@@ -203,8 +206,8 @@ def fit_critic(
         # Negatives come from all workers, and every worker computes the whole loss.
         keys = torch.stack(critic.all_keys(embedding, z)).to(z.dtype).permute(2, 0, 1, 3)
         keys = gather(keys, shard, config.infonce_batch)
-        losses = [info_nce(critic.scores(keys[:, 0, g - 1], keys[:, 1, g - 1])) for g in groups]
-        return torch.stack(losses).sum(), {f"info_nce_{g}": loss for g, loss in zip(groups, losses, strict=True)}
+        losses = info_nce(critic.scores(*keys.permute(1, 2, 0, 3)))
+        return losses.sum(), {f"info_nce_{g}": loss for g, loss in zip(groups, losses, strict=True)}
 
     result = fit(
         critic,

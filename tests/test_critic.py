@@ -74,6 +74,11 @@ def test_info_nce_is_the_mean_negative_log_softmax_over_latents():
     assert abs(float(info_nce(scores.T)) - expected) > 0.1
 
 
+def test_info_nce_of_several_groups_is_each_groups_own():
+    scores = torch.randn(3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(info_nce(scores), torch.stack([info_nce(one) for one in scores]), atol=1e-12)
+
+
 def test_info_nce_of_uninformative_and_of_perfect_scores():
     assert float(info_nce(torch.zeros(32, 32))) == pytest.approx(math.log(32), rel=1e-6)
     assert float(info_nce(100 * torch.eye(32))) == pytest.approx(0, abs=1e-6)
@@ -100,7 +105,7 @@ def test_keys_of_all_groups_at_once_are_those_of_one_at_a_time_with_their_gradie
         assert torch.allclose(at_once, alone, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (4,), (0, 0), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (0, 0), (2, 3, 2), (2, 2, 2, 2), ()])
 def test_info_nce_refuses_what_is_not_square(shape):
     with pytest.raises(InputError, match="square"):
         info_nce(torch.zeros(shape))
