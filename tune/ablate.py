@@ -195,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from migvis.errors import InputError
     from migvis.training import FitError
     from tune.ray_session import job_server, prepare_ray_environment
+    from tune.study_folder import StudyFailed
 
     try:
         prepare_ray_environment()  # before ray is imported, which reads some of it once
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FitError as error:
+    except (FitError, StudyFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

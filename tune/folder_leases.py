@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from tune.leases import Holder, LeasePlace, Seen
+
+_RETRY = 0.01
+"""Seconds between two looks at a folder that changed in between."""
 
 
 class FolderLease(LeasePlace):
@@ -27,14 +31,16 @@ class FolderLease(LeasePlace):
         return sorted(int(name) for name in os.listdir(self.folder) if name.isdigit())
 
     def look(self) -> Seen:
-        generations = self._generations()
-        if not generations:
-            return Seen(-1, "", None)
-        try:
-            counter, _, identity = self._path(generations[-1]).read_text().partition("\n")
-        except FileNotFoundError:  # a newer holder cleared it away between the two calls
-            return self.look()
-        return Seen(generations[-1], counter, Holder.from_json(identity))  # just created it may have no identity yet
+        while True:
+            generations = self._generations()
+            if not generations:
+                return Seen(-1, "", None)
+            try:
+                counter, _, identity = self._path(generations[-1]).read_text().partition("\n")
+            except FileNotFoundError:  # a newer holder cleared it away between the two calls
+                time.sleep(_RETRY)  # on a network folder the listing may be an old one for a while
+                continue
+            return Seen(generations[-1], counter, Holder.from_json(identity))  # just created it may have no identity yet
 
     def claim(self, generation: int, counter: str, holder: Holder) -> bool:
         path = self._path(generation)
@@ -61,8 +67,10 @@ class FolderLease(LeasePlace):
     def is_latest(self, generation: int) -> bool:
         try:
             return self._generations()[-1] == generation
-        except (OSError, IndexError):
+        except (FileNotFoundError, IndexError):
             return False
+        except OSError:  # too many open files, a network folder that is away: no sign of another holder
+            return True
 
     def write(self, generation: int, counter: str) -> None:
         # In place, without creating: after a takeover this file may be gone, and must not come back.

@@ -328,3 +328,17 @@ def test_a_lease_that_a_full_disk_refuses_is_nobodys(tmp_path, monkeypatch):
             acquire(place, **FAST)
     assert holder(place) is None
     assert list(place.folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_is_not_taken_for_another_holder(tmp_path, monkeypatch) -> None:
+    lease = acquire(FolderLease(tmp_path / "driver"))
+    with monkeypatch.context() as patch:
+
+        def full(path: object) -> list[str]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr("tune.folder_leases.os.listdir", full)
+        assert not lease.lost
+    assert not lease.lost
+    lease.release()
+    assert FolderLease(tmp_path / "driver").look().free

@@ -152,7 +152,8 @@ def describe_total(outcomes: Sequence[Outcome]) -> str:
 def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
     """Builds what is missing, and writes tables, figures, report and tracking; the outcome and the report's path.
 
-    Raises InputError for bad input, FitError where a shared stage cannot be fitted.
+    Raises InputError for bad input, FitError where a shared stage cannot be fitted, StudyFailed where another driver took the
+    ablation over.
     """
     begin = time.monotonic()
     outcome = open_outcome(study, settings)
@@ -161,19 +162,21 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
     # Like a trial's actor, this process computes: the shared stages, and what the figures read.
     torch.set_num_threads(context.config.search.threads_per_trial)
     with ExitStack() as stack:
-        stack.enter_context(locked(context.folder))
+        check_held = stack.enter_context(locked(context.folder))
         stack.enter_context(in_use(outcome.store))
         display = stack.enter_context(Display(context.folder / "progress", _expected(outcome), unit="runs"))
         display.say(f"ablation {study.name}: {study.question}")
         tracker = start_tracking(outcome, settings.uri)
         try:
             build_all(outcome, display, settings.address)
+            check_held()
             account(outcome)
             display.phase("report")
             for cell, readings in outcome.readings.items():
                 if cell not in outcome.failed:
                     outcome.metrics[cell] = read_metrics(readings, outcome.store)
             tables, figures = show(outcome)
+            check_held()
             seconds = time.monotonic() - begin
             report = write_report(outcome, tables, figures, seconds, settings.command)
             write_json(context.folder / "summary.json", _summary(outcome, seconds))

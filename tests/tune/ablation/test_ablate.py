@@ -153,6 +153,29 @@ def test_a_fit_that_diverges_is_told_and_the_rest_is_reported(local_ray, storage
     assert "Not everything could be fitted" in (storage / "ablations" / "wild" / "report.html").read_text()
 
 
+def test_an_ablation_that_another_driver_took_over_writes_no_report(local_ray, storage, tiny, tmp_path, capsys) -> None:
+    taken = tmp_path / "taken.py"
+    taken.write_text(
+        """
+from tune.ablation.algebra import FULL
+from tune.ablation.study import Column, Study, representation
+from tune.folder_leases import FolderLease
+from tune.leases import Holder
+
+def take(outcome, folder):
+    place = FolderLease(outcome.context.folder / "driver")
+    assert place.claim(place.look().generation + 1, "0", Holder.this_process())
+    return {}
+
+taken = Study("taken", "Whose is it?", (FULL,), representation, (Column("neural_r2", "R²"),), figures=(take,))
+"""
+    )
+    assert run(storage, tiny, str(taken), "--seeds", "1") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: study taken: taken over by process ")
+    assert not (storage / "ablations" / "taken" / "report.html").exists()
+
+
 def test_bad_input_is_one_line_and_nothing_is_written(storage, tiny, own_study, tmp_path, capsys) -> None:
     assert "table9: no such ablation; known: table1" in fails(capsys, storage, tiny, "table9")
     assert "name an ablation" in fails(capsys, storage, tiny)
