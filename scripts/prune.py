@@ -66,7 +66,7 @@ def of_objects(storage: Path, stages: str, database: str | None) -> tuple[Any, A
 
     places = places_of(storage, stages, database, check=True)
     if places.database is None or not isinstance(places.stages, str):
-        raise InputError(f"--stages {stages}: expected s3://BUCKET/PREFIX")
+        raise InputError(f"--stages {stages}: expected s3://BUCKET/PREFIX; for the folder DIR/stages: --storage DIR")
     store = ObjectStore(places.stages, places.database)
     return partial(survey_objects, store, places.database), partial(prune_objects, store, places.database)
 

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from tune.manifest import StageName
 from tune.store import StageStore
 from tune.store_base import Store
 from tune.store_lock import StoreInUse, alone
+from tune.store_users import users
 from tune.study_lock import running
 
 _Value = TypeVar("_Value")
@@ -180,10 +181,13 @@ def needs_of(storage: Path, keep: Collection[str]) -> list[StudyNeeds]:
 def survey(storage: Path, keep: Collection[str] = ()) -> Survey:
     """What can be deleted from the store of a storage folder; changes nothing. keep: studies that keep all that they used.
 
+    Studies of other storages that use the store keep what they need, too.
+
     Raises InputError where there is no store or no such study, or where a study's records cannot be read.
     """
     store = _store(storage)
     needs = needs_of(storage, keep)
+    needs += [replace(study_needs(folder), study=str(folder)) for folder in users(store.root)]
     leases = [(name, path, holder(FolderLease(path))) for name, path in store.entries(".leases")]
     building = {name: who for name, _, who in leases if who is not None}
     needed = with_inputs(set(building).union(*(one.stages for one in needs)), store)
@@ -218,7 +222,8 @@ def prune(
     store = _store(storage)
     try:
         with alone(store):
-            check_nothing_runs(storage, patience)
+            for place in [storage, *{folder.parent for folder in users(store.root)}]:
+                check_nothing_runs(place, patience)
             with store.storage_errors():
                 check_nothing_is_built(store, patience)
             found = survey(storage, keep)

@@ -20,6 +20,7 @@ from tune.redact import redact
 from tune.selection import check_rule
 from tune.space import SearchSpace
 from tune.store_lock import in_use
+from tune.store_users import mark_user
 from tune.stores import Places, default_places, is_object_store, places_of
 from tune.study_config import StudyConfig, check_method, load_study_config
 from tune.study_folder import (
@@ -188,6 +189,8 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
             checks.append(stack.enter_context(held_in_database(context.database, context.study)))
             if opened.record is None and trials_in(context.database, context.study):
                 raise InputError(f"--study {context.study}: exists in --database {redact(context.database)}; give another name")
+        if isinstance(context.stages_root, Path):
+            mark_user(context.stages_root, context.folder, context.study_id)
         stack.enter_context(in_use(context.store()))
         study = StudyRun(context, hooks, record, space, data, uri, lambda: _all(checks))
         stack.callback(study.close)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from tune.runner import Runner
 from tune.stage_graph import Stage, StageContext
 from tune.store import StageName, StageStore
 from tune.store_lock import alone, in_use
+from tune.store_users import mark_user
 from tune.study_config import load_study_config
 from tune.study_folder import StudyRecord, write_json
 from tune.study_lock import locked
@@ -385,6 +387,28 @@ def test_what_a_study_needs_is_never_guessed(tmp_path: Path, capsys, harm, part:
     assert line.startswith(f"error: {tmp_path / 's'}")
     assert part in line
     assert stored(tmp_path) == before
+
+
+def test_a_study_of_another_storage_that_uses_the_stages_keeps_its_own(tmp_path: Path, capsys) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    make_study(ours, "s", range(1), selected=0)
+    context = replace(context_of(theirs, "t"), stages_root=ours / "stages", study_id="1")
+    mark_user(ours / "stages", context.folder, context.study_id)
+    Runner(context, "", "trial-000")(vae(7))
+    with pytest.raises(InputError, match=r"\.studies/1: study .*theirs/t uses these stages and is not there"):
+        prune(ours)
+    StudyRecord("t", context.config, 0, "digest", "now").write(context.folder)
+    with locked(context.folder):
+        assert main(["--storage", str(ours), "--yes"]) == 2
+        assert f"--storage {theirs}: study t is running: process {os.getpid()}" in capsys.readouterr().err
+    prune(ours)
+    assert name(vae(7)) in stored(ours)
+    shutil.rmtree(theirs)
+    (ours / "stages" / ".studies" / "1").unlink()
+    prune(ours)
+    assert name(vae(7)) not in stored(ours)
+    mark_user(ours / "stages", ours / "s", "2")
+    assert not (ours / "stages" / ".studies" / "2").exists()
 
 
 def test_a_storage_that_is_none_is_one_line_and_nothing_is_made(tmp_path: Path, capsys) -> None:
