@@ -23,7 +23,8 @@ from tune.study_folder import write_json
 class Runner:
     """Gets stages from the study's store, reports what is fitted and reused, and remembers every use.
 
-    Also across the death of its process: what it had fitted before is not reused later.
+    Also across the death of its process, where the next one sees the same storage folder: what it had fitted before is not
+    reused later.
     """
 
     def __init__(self, context: StudyContext, title: str, reporter: str) -> None:

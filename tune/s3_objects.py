@@ -101,7 +101,7 @@ class S3Objects(Objects):
             stream.write(content)
 
     def upload(self, name: str, file: BinaryIO) -> None:
-        # What is cut off by an error is found by its digest, and never named by a manifest.
+        # What is cut off by an error may be published all the same: its digest tells.
         with _errors(), self._system.open_output_stream(self._path(name)) as stream:
             shutil.copyfileobj(file, stream, _CHUNK)
 

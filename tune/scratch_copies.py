@@ -59,7 +59,7 @@ class ScratchCopies:
             noted.write_text(seal)
 
     def keep(self, name: StageName, *, wait: bool) -> None:
-        """Uploads what changed in the folder, in the background; at most one upload of a stage runs at a time."""
+        """Uploads what changed in the folder, in the background each COPY_EVERY seconds; wait: now, and until it is done."""
         with self._lock:
             running, now = self._running.get(name), time.monotonic()
             if not wait and (running is None or running.done()) and now - self._began.get(name, -COPY_EVERY) >= COPY_EVERY:

@@ -99,9 +99,10 @@ def build(
                 return [None] * len(building)
             if store.is_full(error):
                 raise store.refusal(error) from error
-            for one in building:
-                if one.resumed:
-                    one.forget()
+            with contextlib.suppress(OSError):  # of a store that is away meanwhile: what failed is the program
+                for one in building:
+                    if one.resumed:
+                        one.forget()
             raise
         # The first one's scratch folder may hold what all would resume from, and goes when it is committed.
         ends = [_commit(*of_one, store) for of_one in zip(building[::-1], contexts[::-1], leases[::-1], strict=True)]
