@@ -22,6 +22,7 @@ install() {
     done
     [[ -n "$storage" && -n "$tracking" ]] || fail "expected storage=/FOLDER and tracking=URI"
     mkdir -p "$storage" && [[ -w "$storage" ]] || fail "$storage: the storage folder cannot be written by $(id -un)"
+    [[ ! -e ~/.ray/auth_token ]] || chmod 600 ~/.ray/auth_token
     write_environment "$storage" "$tracking"
     install_project
 }
@@ -84,6 +85,7 @@ END
 # A host under load may not have Ray up in the seconds that Ray gives itself, and the head never comes back to one that failed.
 try() {
     ulimit -n "$(ulimit -Hn)"  # Ray wants many files
+    export RAY_USAGE_STATS_ENABLED=0  # `ray up` sets it to 1 before this
     for _ in 1 2 3 4 5; do
         if "$@"; then return 0; fi
         ray stop --force

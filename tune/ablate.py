@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     if not studies:
         raise InputError("name an ablation, all, or a FILE.py; --list prints the named ones")
     from tune.ablation.run import NotHere, describe_plan, describe_total, open_outcome, run_ablation
-    from tune.search_session import command_to_browse
+    from tune.browsing import command_to_browse
     from tune.tracking_uri import default_uri
 
     # All are checked before the first is run: the last one's mistake shall not be found after hours.

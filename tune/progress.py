@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 _EVERY = 0.5
 """Seconds between two writes of a Reporter, and between two looks of the Display."""
+_UNTIMED = ("report", "writing to MLflow")
+"""Phases of which no usual time is known."""
 _last_written: dict[Path, float] = {}
 
 
@@ -138,6 +140,8 @@ class Display:
         trial = sum(self._trial_seconds) / len(self._trial_seconds) if self._trial_seconds else self._expected.get("trial")
         known = [activity["seconds_left"] for activity in activities if activity.get("seconds_left") is not None]
         current = max(known, default=None)
+        if self._phase in _UNTIMED:
+            return None
         if self._phase == "final":
             return current if current is not None else self._expected.get("final")
         if trial is None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tune.study import Request
 
 _EPILOG = """\
-exit codes: 0 done; 2 bad input, with one line that says what and where; 130 interrupted, with the line that resumes it
+exit codes: 0 done; 1 failed, with one line that says why; 2 bad input, with one line that says what and where;
+130 interrupted, with the line that resumes it
 
 examples:
   python tune/run.py                                        the embedded default: synthetic data, 12 trials

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -12,7 +11,6 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import ray
 from ray import tune
@@ -21,11 +19,8 @@ from migvis.errors import InputError
 from tune.context import Hooks, StudyContext
 from tune.placing import placing_of
 from tune.ray_session import prepare_ray_environment
-from tune.redact import redact
 from tune.search import LedgerSearcher
 from tune.shared_storage import check_shared
-from tune.submitted import submitted
-from tune.tracking_uri import artifacts_folder
 from tune.trial_process import trainable
 
 _ENVIRONMENT = {
@@ -156,26 +151,6 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def command_to_browse(storage: Path, uri: str, default: str) -> str:
-    """The command that serves a laptop's studies, or where a server already does; without credentials."""
-    shown = redact(uri)
-    if uri.startswith(("http://", "https://")):
-        return f"open {shown}{_by_way_of_the_head(uri)}"
-    if uri == default:
-        return f"bash mlflow/serve.sh {storage}"
-    artifacts = artifacts_folder(uri, storage)
-    destination = [] if artifacts is None else ["--artifacts-destination", str(artifacts)]
-    return shlex.join(["mlflow", "server", "--backend-store-uri", shown, *destination, "--host", "127.0.0.1", "--workers", "1"])
-
-
-def _by_way_of_the_head(uri: str) -> str:
-    """How whoever sent this job gets to a server that only the cluster's head can reach."""
-    note, parts = submitted(), urlsplit(uri)
-    if note is None or parts.hostname not in ("127.0.0.1", "localhost"):
-        return ""
-    return f" through: ssh -NL {parts.port}:127.0.0.1:{parts.port} {urlsplit(note.address).hostname}"
 
 
 def _first_line(error: Exception) -> str:

@@ -11,13 +11,14 @@ import ray
 
 from migvis.errors import InputError
 from migvis.training import FitError
+from tune.browsing import charts_of_trials, command_to_browse
 from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.search import LedgerSearcher
 from tune.search_report import write_search_report
-from tune.search_session import command_to_browse, connect, is_lost, run_search
+from tune.search_session import connect, is_lost, run_search
 from tune.selection import select
 from tune.space import SearchSpace
 from tune.stores import check_reach, is_object_store
@@ -65,6 +66,7 @@ class StudyRun:
         record.write(context.folder)
         self.display = Display(context.folder / "progress", hooks.expected_seconds)
         self.tracker = Tracker(self._writer(), say=self.display.say)
+        self._charts = ""
 
     def _open_ledger(self) -> Ledger:
         search, context = self.search, self.context
@@ -133,6 +135,7 @@ class StudyRun:
                     fetch_trial(self.context, record.number)  # of a driver that was killed before it did
             # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
             self.tracker.start()
+            self.tracker.submit("the page of its charts", self._note_charts)
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
             for name, phase in (("prepare", self._prepare), ("search", self._search), ("final", self._finish)):
                 self.display.phase(name)
@@ -147,6 +150,11 @@ class StudyRun:
             self._check_held()
             replace(self.record, finished=True).write(self.context.folder)
         self._say_where(problems)
+
+    def _note_charts(self, writer: Writer) -> None:
+        self._charts = charts_of_trials(self.uri, writer.experiment_id, self.context.study, self.data.objectives[0])
+        if self.uri.startswith(("http://", "https://")):  # it can be looked at while the study runs
+            self.display.say(f"charts of trials: {self._charts}")
 
     def _prepare(self) -> None:
         prepared = self.hooks.prepare(self.shared)
@@ -262,6 +270,8 @@ class StudyRun:
         phases = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
         print(f"done in {duration(sum(seconds.values()))} ({phases})")
         print(f"browse it:         {command_to_browse(self.context.storage, self.uri, default_uri(self.context.storage))}")
+        if self._charts:
+            print(f"charts of trials:  {self._charts}")
         if self.final.main_image is not None:
             print(f"look at the edits: {self.final.main_image}")
         print(f"report:            {self.context.folder / 'report.html'}")

@@ -24,6 +24,8 @@ from tune.tracking_writer import run_key
 from tune.trial_result import TrialResult, stage_totals
 
 ROOT = Path(__file__).resolve().parents[1]
+_SOURCE = ("migvis", "tune", "pyproject.toml")
+"""What decides what a study does; a cluster's file, say, has its user's own addresses in it."""
 
 
 class PhaseClock:
@@ -78,7 +80,7 @@ def earlier_sessions(folder: Path) -> tuple[dict[str, float], Outcome | None]:
 
 
 def git_revision(root: Path = ROOT) -> str:
-    """The revision of the source, with "-dirty" for uncommitted changes; "unknown" outside a repository.
+    """The revision of the source, with "-dirty" where the packages have uncommitted changes; "unknown" outside a repository.
 
     In a job that was sent to a cluster it is the sender's, whose source that is.
     """
@@ -92,7 +94,7 @@ def git_revision(root: Path = ROOT) -> str:
 
     try:
         revision = git("rev-parse", "HEAD")
-        return f"{revision}-dirty" if git("status", "--porcelain", "--untracked-files=no") else revision
+        return f"{revision}-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", *_SOURCE) else revision
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -125,6 +125,12 @@ class Writer:
             self._client = client
         return self._client
 
+    @property
+    def experiment_id(self) -> str:
+        """Of the experiment that holds the study's runs; the first use does what that of `client` does."""
+        assert self.client is not None
+        return self._experiment_id
+
     def _experiment_of(self, client: Any) -> str:
         """The id of the experiment, which is created where there is none; another study may do so at the same moment."""
         from mlflow.exceptions import MlflowException

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from migvis.errors import InputError
+from tune.browsing import command_to_browse
 from tune.ray_session import job_server
 from tune.run import main
-from tune.search_session import command_to_browse
 from tune.study import Request
 from tune.submission import words_there
 from tune.submitted import Submitted, installed_versions, submitted
@@ -75,10 +77,13 @@ def test_a_job_knows_what_it_is_and_whence(monkeypatch, tmp_path) -> None:
     assert submitted() is None
     monkeypatch.setattr("tune.study.submitted", lambda: NOTE)
     assert Request().resume_line("s") == "python tune/run.py --study s --resume --address http://head:8265"
-    monkeypatch.setattr("tune.search_session.submitted", lambda: NOTE)
-    way = "open http://127.0.0.1:5000 through: ssh -NL 5000:127.0.0.1:5000 head"
+    monkeypatch.setattr("tune.browsing.submitted", lambda: NOTE)
+    monkeypatch.setattr("getpass.getuser", lambda: "lab")
+    way = "open http://127.0.0.1:5000 through: ssh -NL 5000:127.0.0.1:5000 lab@head"
     assert command_to_browse(tmp_path, "http://127.0.0.1:5000", "") == way
     assert command_to_browse(tmp_path, "http://mlflow.lab:5000", "") == "open http://mlflow.lab:5000"
+    monkeypatch.setattr("tune.browsing.submitted", lambda: replace(NOTE, address="http://127.0.0.1:8265"))
+    assert command_to_browse(tmp_path, "http://127.0.0.1:5000", "").endswith("lab@HEAD")
 
 
 def test_other_versions_are_named() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tune.browsing import command_to_browse
 from tune.ledger import TrialRecord
-from tune.search_session import command_to_browse
 from tune.tracking import Tracker
 from tune.tracking_uri import absolute, artifacts_folder, default_uri
 from tune.tracking_writer import Writer, create_database, run_key, sent_key
