@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from migvis.errors import InputError
+from tune.redact import redact
 
 _LAST_LINE_OF_RAY = "Running entrypoint for job "
 """The output begins after it."""
@@ -24,7 +25,8 @@ def check_answers(address: str, timeout: float = 5.0) -> None:
     try:
         _connect(address, timeout)
     except (OSError, ValueError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--address {redact(address)}: no Ray cluster answers: {reason}") from None
 
 
 def _connect(address: str, timeout: float) -> None:
@@ -105,7 +107,7 @@ class Job:
         return f"ray job {what} --address {self._address} {self._name}"
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(redact(text), file=self._out, flush=True)
 
     def _reachable(self) -> None:
         try:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
+from tune.database import has_password
 from tune.job import Job, check_answers
-from tune.redact import has_password, redact
+from tune.redact import redact
 from tune.submitted import Submitted, installed_versions
 from tune.summary import ROOT, git_revision
 
@@ -42,7 +43,7 @@ def submit(program: str, words: Sequence[str], address: str) -> int:
         entry = ["python", "-m", "tune.submitted", program, *words_there(words, folder)]
         for package in PACKAGES:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-        Submitted(address, git_revision(), installed_versions()).write(folder)
+        Submitted(redact(address), git_revision(), installed_versions()).write(folder)
         client = _client(address)
         job = f"migvis-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         environment = {"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}}
@@ -61,7 +62,8 @@ def words_there(words: Sequence[str], folder: Path) -> list[str]:
             continue
         if option in _ON_THE_CLUSTER and not value.startswith("/") and "://" not in value:
             raise InputError(f"{option} {value}: is a path on the cluster, and has to begin with /")
-        if (option == "--tracking-uri" and redact(value) != value) or (option == "--database" and has_password(value)):
+        secret = option in ("--stages", "--tracking-uri") and redact(value) != value
+        if secret or (option == "--database" and has_password(value)):
             raise InputError(f"{option}: a job's words are shown by the cluster; put credentials into the head's environment")
         if option == "--config" or (not option and value.endswith(".py")):
             value = _carried(Path(value), folder)
@@ -102,9 +104,9 @@ def _client(address: str) -> Any:
         return JobSubmissionClient(address)
     except AuthenticationError:
         raise InputError(
-            f"--address {address}: refused; this machine needs the cluster's token, in RAY_AUTH_TOKEN, in the file that"
+            f"--address {redact(address)}: refused; this machine needs the cluster's token, in RAY_AUTH_TOKEN, in the file that"
             " RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
         ) from None
     except (ConnectionError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--address {address}: no Ray cluster takes jobs here: {reason}") from None
+        raise InputError(f"--address {redact(address)}: no Ray cluster takes jobs here: {redact(reason)}") from None
