@@ -121,12 +121,12 @@ class Job:
         try:
             return self._client.get_job_info(self._name)
         except (OSError, RuntimeError) as error:
-            if "404" in str(error):
+            if "status code 404" in str(error):  # the job's name may have such digits, too
                 return None
             raise Lost(_first_line(error)) from None
 
     async def _print_output(self) -> None:
-        """Prints what is new of the job's output, until that ends. Raises Lost."""
+        """Prints what is new of the job's output, until that ends or the cluster knows of none. Raises Lost."""
         import aiohttp
 
         stream = self._client.tail_job_logs(self._name)
@@ -147,6 +147,8 @@ class Job:
         except StopAsyncIteration:
             return
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == 404:
+                return
             raise Lost(_first_line(error)) from None
         finally:
             if waiting is not None:
