@@ -9,6 +9,7 @@ MLFLOW_TRACKING_URI).
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import shutil
 import tempfile
@@ -60,15 +61,23 @@ def words_there(words: Sequence[str], folder: Path) -> list[str]:
     for option, value in _options(words):
         if option == "--address":
             continue
-        if option in _ON_THE_CLUSTER and not value.startswith("/") and "://" not in value:
-            raise InputError(f"{option} {value}: is a path on the cluster, and has to begin with /")
-        secret = option in ("--stages", "--tracking-uri") and redact(value) != value
-        if secret or (option == "--database" and has_password(value)):
-            raise InputError(f"{option}: a job's words are shown by the cluster; put credentials into the head's environment")
+        _check_there(option, value)
         if option == "--config" or (not option and value.endswith(".py")):
             value = _carried(Path(value), folder)
         result += [option, value] if option else [value]
     return result
+
+
+def _check_there(option: str, value: str) -> None:
+    """Raises InputError for a value that means something else on the cluster, or must not be seen there."""
+    secret = option in ("--stages", "--tracking-uri") and redact(value) != value
+    if secret or (option == "--database" and has_password(value)):
+        raise InputError(f"{option}: a job's words are shown by the cluster; put credentials into the head's environment")
+    if option in _ON_THE_CLUSTER and not value.startswith("/") and "://" not in value:
+        raise InputError(f"{option} {value}: is a path on the cluster, and has to begin with /")
+    # Below the job's own folder, which Ray deletes after it.
+    if option in ("--database", "--tracking-uri") and re.match(r"sqlite(\+\w+)?:(?!////)", value):
+        raise InputError(f"{option} {value}: a path on the cluster begins with sqlite:////")
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
