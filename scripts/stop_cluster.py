@@ -19,7 +19,13 @@ import yaml
 from migvis.errors import InputError
 
 _STOP = "bash ~/migvis/scripts/cluster_host.sh stop"
-_SSH = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=20")
+_SSH = (
+    *("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes"),
+    # A host that goes silent, before or after it is connected, is given up after half a minute.
+    *("ConnectTimeout=20", "ServerAliveInterval=10", "ServerAliveCountMax=3"),
+)
+_SECONDS = 180
+"""How long a host that answers may take: Ray's processes and the tracking server get time to end by themselves."""
 
 
 def hosts_of(path: Path) -> tuple[list[str], dict[str, Any]]:
@@ -41,7 +47,10 @@ def stop(host: str, login: dict[str, Any]) -> str:
     key = ["-i", str(Path(login["ssh_private_key"]).expanduser())] if login.get("ssh_private_key") else []
     options = [word for option in _SSH for word in ("-o", option)]
     command = ["ssh", *key, *options, f"{login['ssh_user']}@{host}", _STOP]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"it did not end within {_SECONDS} s; look there what hangs"
     if ended.returncode == 0:
         return ""
     lines = (ended.stderr or ended.stdout).strip().splitlines()

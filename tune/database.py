@@ -16,6 +16,8 @@ from typing import Any
 from migvis.errors import InputError
 from tune.redact import redact
 
+_PASSWORDS = ("password", "passwd", "sslpassword")
+"""Keys of a URL's query that are secrets."""
 WAIT = 60
 """Seconds that a writer waits for another one of a SQLite database."""
 
@@ -65,15 +67,20 @@ def first_line(error: Exception) -> str:
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
-def without_password(url: str) -> str:
-    """The URL as it may be stored; its password, if it has one, goes into the environment. Raises InputError for none at all."""
-    import sqlalchemy
-    from sqlalchemy.exc import ArgumentError
+def has_password(url: str) -> bool:
+    """Whether a database's URL has one, as SQLAlchemy reads it; a user's name alone is none. Raises InputError for no URL."""
+    given = _parsed(url)
+    return bool(given.password or any(key.lower() in _PASSWORDS and value for key, value in given.query.items()))
 
-    try:
-        given = sqlalchemy.make_url(url)
-    except ArgumentError:
-        raise InputError(f"--database {redact(url)}: not a URL; expected sqlite:///FILE or postgresql://HOST/NAME") from None
+
+def without_password(url: str) -> str:
+    """The URL as it may be stored; its password, if it has one, goes into the environment.
+
+    Raises InputError for none at all, and for the passphrase of a key, which has no place in the environment.
+    """
+    given = _parsed(url)
+    if "sslpassword" in given.query:
+        raise InputError("--database: sslpassword would be stored; give the database a key without a passphrase")
     password = given.password or given.query.get("password")
     parts = given._replace(password=None).difference_update_query(["password"])
     kind = parts.get_backend_name()
@@ -86,6 +93,17 @@ def without_password(url: str) -> str:
     if password is not None:
         os.environ["PGPASSWORD"] = str(password)
     return str(parts)
+
+
+def _parsed(url: str) -> Any:
+    """SQLAlchemy's URL. Raises InputError."""
+    import sqlalchemy
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return sqlalchemy.make_url(url)
+    except (ArgumentError, ValueError):  # the latter where a port is no number
+        raise InputError(f"--database {redact(url)}: not a URL; expected sqlite:///FILE or postgresql://HOST/NAME") from None
 
 
 def check_database(url: str) -> str:

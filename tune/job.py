@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from migvis.errors import InputError
+from tune.redact import redact
 
 _LAST_LINE_OF_RAY = "Running entrypoint for job "
 """The output begins after it."""
@@ -24,7 +25,8 @@ def check_answers(address: str, timeout: float = 5.0) -> None:
     try:
         _connect(address, timeout)
     except (OSError, ValueError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--address {redact(address)}: no Ray cluster answers: {reason}") from None
 
 
 def _connect(address: str, timeout: float) -> None:
@@ -43,19 +45,20 @@ class Job:
     def __init__(
         self, client: Any, address: str, name: str, *, out: TextIO | None = None, patience: float = 600, quiet: float = 30
     ) -> None:
-        self._client, self._address, self._name = client, address, name
+        self.name = name
+        self._client, self._address = client, address
         self._out, self._patience, self._quiet = out or sys.stdout, patience, quiet
         self._printed = 0
         self._begun = False
 
     def follow(self) -> int:
         """Prints the job's output until it ends; its exit code, or 130 where Ctrl-C stopped it."""
-        self._say(f"job {self._name} at {self._address}; Ctrl-C stops it")
-        self._say(f"to look on from elsewhere: {self._command('logs --follow')}")
+        self._say(f"job {self.name} at {self._address}; Ctrl-C stops it")
+        self._say(f"to look on from elsewhere: {self.command('logs --follow')}")
         try:
             return self._follow()
         except KeyboardInterrupt:
-            return self._stop()
+            return self.stop()
 
     def _follow(self) -> int:
         lost_at: float | None = None
@@ -68,7 +71,7 @@ class Job:
                     lost_at = time.monotonic()
                     self._say(f"the connection to {self._address} is lost, trying again: {lost}")
                 elif time.monotonic() - lost_at > self._patience:
-                    self._say(f"gave up; if the cluster is still there, so is the job: {self._command('logs --follow')}")
+                    self._say(f"gave up; if the cluster is still there, so is the job: {self.command('logs --follow')}")
                     return 1
                 time.sleep(2)
                 continue
@@ -87,25 +90,27 @@ class Job:
         if info.status.value == "STOPPED":
             return 130
         if info.driver_exit_code is None and info.status.value != "SUCCEEDED":
-            self._say(f"error: {self._name}: {' '.join((info.message or 'it failed').split())}")
+            self._say(f"error: {self.name}: {' '.join((info.message or 'it failed').split())}")
             return 1
         return int(info.driver_exit_code or 0)
 
-    def _stop(self) -> int:
+    def stop(self) -> int:
+        """Stops the job and prints its output until it ends; 130. Where it may go on, says how it is stopped."""
         self._say("stopping the job; Ctrl-C again leaves it running")
         try:
             self._reachable()
-            self._client.stop_job(self._name)
+            self._client.stop_job(self.name)
             self._follow()
         except (KeyboardInterrupt, Lost, OSError, RuntimeError):
-            self._say(f"it may go on; stop it with: {self._command('stop')}")
+            self._say(f"it may go on; stop it with: {self.command('stop')}")
         return 130
 
-    def _command(self, what: str) -> str:
-        return f"ray job {what} --address {self._address} {self._name}"
+    def command(self, what: str) -> str:
+        """The line by which Ray does something with the job, without credentials."""
+        return f"ray job {what} --address {redact(self._address)} {self.name}"
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(redact(text), file=self._out, flush=True)
 
     def _reachable(self) -> None:
         try:
@@ -117,17 +122,17 @@ class Job:
         """What the cluster knows of the job; None: it does not know it."""
         self._reachable()
         try:
-            return self._client.get_job_info(self._name)
+            return self._client.get_job_info(self.name)
         except (OSError, RuntimeError) as error:
-            if "404" in str(error):
+            if "status code 404" in str(error):  # the job's name may have such digits, too
                 return None
             raise Lost(_first_line(error)) from None
 
     async def _print_output(self) -> None:
-        """Prints what is new of the job's output, until that ends. Raises Lost."""
+        """Prints what is new of the job's output, until that ends or the cluster knows of none. Raises Lost."""
         import aiohttp
 
-        stream = self._client.tail_job_logs(self._name)
+        stream = self._client.tail_job_logs(self.name)
         seen = 0
         waiting: asyncio.Task[str] | None = None
         try:
@@ -145,6 +150,8 @@ class Job:
         except StopAsyncIteration:
             return
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == 404:
+                return
             raise Lost(_first_line(error)) from None
         finally:
             if waiting is not None:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from migvis.errors import InputError
+from tune.redact import redact
 
 SCHEMES = ("s3", "file")
 
@@ -68,7 +69,7 @@ def open_objects(uri: str) -> Objects:
     if credentials:
         raise InputError(f"--stages {parts.scheme}://…: credentials belong in the environment (AWS_ACCESS_KEY_ID, …)")
     if parts.query or parts.fragment or parts.scheme not in SCHEMES:
-        raise InputError(f"--stages {uri}: expected a folder, s3://BUCKET/PREFIX or file:///FOLDER")
+        raise InputError(f"--stages {redact(uri)}: expected a folder, s3://BUCKET/PREFIX or file:///FOLDER")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise InputError(f"--stages {uri}: expected file:///FOLDER")

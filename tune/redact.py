@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-
-def has_password(uri: str) -> bool:
-    """Whether a URI has one; a user's name alone is none."""
-    return bool(re.search(r"://[^/\s]*:[^/\s]*@|[?&](?:password|passwd|sslpassword|token)=.", uri, flags=re.IGNORECASE))
+# A password may have anything in it but @, as SQLAlchemy reads it; but a port and a path with an @ are none.
+_USER = re.compile(r"(\w[\w+.-]*://)(?:[^/@:\n]*:(?!\s|\d+(?:[/?#:;,\s]|$))[^@\n]*@(?:[^/\s]*@)?|[^/\s]+@)")
+# In the URL of a database server, all before an @ is one.
+_DATABASE_USER = re.compile(r"((?:postgres|mysql|mariadb|mssql)\w*(?:\+\w+)?://)[^/@:\s]*:[^@\s]*@", flags=re.IGNORECASE)
+_QUERY = re.compile(r"([?&](?:\w*password|passwd|\w*token|\w*secret_key|\w*access_key)=)[^&#\s]+", flags=re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """`text` without the user names and passwords of the URIs in it."""
-    text = re.sub(r"(\w[\w+.-]*://)[^/\s]+@", r"\1", text)
-    return re.sub(r"([?&](?:password|passwd|sslpassword|token)=)[^&#\s]+", r"\1", text, flags=re.IGNORECASE)
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", _DATABASE_USER.sub(r"\1", text)))

@@ -85,6 +85,7 @@ def worker_share(nodes: Sequence[Share], *, threads: int, workers: int) -> Share
 
     Fewer than `threads` CPUs where not all workers could be placed otherwise. Raises InputError where they cannot at all.
     """
+    _check_any(nodes)
     with_gpus = [node for node in nodes if node.gpus >= 1]
     if with_gpus:
         cpus = min(BESIDE_A_GPU, *(node.cpus / node.gpus for node in with_gpus))
@@ -94,9 +95,18 @@ def worker_share(nodes: Sequence[Share], *, threads: int, workers: int) -> Share
     for share in shares:
         if sum(_places(node, share) for node in nodes) >= workers:
             return share
-    has = ", ".join(f"{count} × {node}" for node, count in _counted(with_gpus or nodes)) or "no node"
+    has = ", ".join(f"{count} × {node}" for node, count in _counted(with_gpus or nodes))
     each = "a GPU" if with_gpus else "a CPU"
     raise InputError(f"search.fit_workers={workers}: so many workers with {each} each cannot be placed; the cluster has {has}")
+
+
+def _check_any(nodes: Sequence[Share]) -> None:
+    """Raises InputError where nothing can be placed: a cloud's head is there before its workers are."""
+    if any(node.cpus >= 1 or node.gpus >= 1 for node in nodes):
+        return
+    hosts = "1 host" if len(nodes) == 1 else f"{len(nodes)} hosts"
+    cpus = sum(node.cpus for node in nodes)
+    raise InputError(f"--address: the cluster has no CPU for trials yet: {hosts} with {cpus:g} CPUs; wait for its workers")
 
 
 def _trial_shares(nodes: Sequence[Share], threads: int, concurrent: int, worker: Share | None) -> Iterator[Share]:

@@ -8,7 +8,7 @@ MLFLOW_TRACKING_URI).
 
 from __future__ import annotations
 
-import logging
+import re
 import shlex
 import shutil
 import tempfile
@@ -16,11 +16,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from migvis.errors import InputError
+from tune.database import has_password
 from tune.job import Job, check_answers
-from tune.redact import has_password, redact
+from tune.redact import redact
 from tune.submitted import Submitted, installed_versions
 from tune.summary import ROOT, git_revision
 
@@ -34,20 +34,30 @@ def submit(program: str, words: Sequence[str], address: str) -> int:
     """Runs `program` (run or ablate) with `words` as a job of the cluster at `address`, prints its output; its exit code.
 
     At Ctrl-C the job is stopped, and says how it is resumed. Raises InputError where the words do not fit a cluster, none
-    answers, or it refuses this machine.
+    answers, or it refuses this machine or the job.
     """
     check_answers(address)
+    from tune.job_client import job_client, one_line  # and ray, for which a cluster that is not there need not be waited for
+
     with tempfile.TemporaryDirectory(prefix="migvis-job-") as name:
         folder = Path(name)
         entry = ["python", "-m", "tune.submitted", program, *words_there(words, folder)]
         for package in PACKAGES:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-        Submitted(address, git_revision(), installed_versions()).write(folder)
-        client = _client(address)
-        job = f"migvis-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+        Submitted(redact(address), git_revision(), installed_versions()).write(folder)
+        client = job_client(address)
+        job = Job(client, address, f"migvis-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
         environment = {"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}}
-        client.submit_job(entrypoint=shlex.join(entry), submission_id=job, runtime_env=environment)
-    return Job(client, address, job).follow()
+        try:
+            client.submit_job(entrypoint=shlex.join(entry), submission_id=job.name, runtime_env=environment)
+        except KeyboardInterrupt:
+            return job.stop()  # it may have been taken
+        except RuntimeError as error:
+            raise InputError(f"--address {redact(address)}: does not take the job: {one_line(error)}") from None
+        except OSError as error:
+            unclear = f"no answer to job {job.name}, which may run; stop it with: {job.command('stop')}"
+            raise InputError(f"--address {redact(address)}: {unclear}: {one_line(error)}") from None
+    return job.follow()
 
 
 def words_there(words: Sequence[str], folder: Path) -> list[str]:
@@ -59,14 +69,23 @@ def words_there(words: Sequence[str], folder: Path) -> list[str]:
     for option, value in _options(words):
         if option == "--address":
             continue
-        if option in _ON_THE_CLUSTER and not value.startswith("/") and "://" not in value:
-            raise InputError(f"{option} {value}: is a path on the cluster, and has to begin with /")
-        if (option == "--tracking-uri" and redact(value) != value) or (option == "--database" and has_password(value)):
-            raise InputError(f"{option}: a job's words are shown by the cluster; put credentials into the head's environment")
+        _check_there(option, value)
         if option == "--config" or (not option and value.endswith(".py")):
             value = _carried(Path(value), folder)
         result += [option, value] if option else [value]
     return result
+
+
+def _check_there(option: str, value: str) -> None:
+    """Raises InputError for a value that means something else on the cluster, or must not be seen there."""
+    secret = option in ("--stages", "--tracking-uri") and redact(value) != value
+    if secret or (option == "--database" and has_password(value)):
+        raise InputError(f"{option}: a job's words are shown by the cluster; put credentials into the head's environment")
+    if option in _ON_THE_CLUSTER and not value.startswith("/") and "://" not in value:
+        raise InputError(f"{option} {value}: is a path on the cluster, and has to begin with /")
+    # Below the job's own folder, which Ray deletes after it.
+    if option in ("--database", "--tracking-uri") and re.match(r"sqlite(\+\w+)?:(?!////)", value):
+        raise InputError(f"{option} {value}: a path on the cluster begins with sqlite:////")
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -90,21 +109,3 @@ def _carried(path: Path, folder: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     return str((place / path.name).relative_to(folder))
-
-
-def _client(address: str) -> Any:
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    for name in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError:
-        raise InputError(
-            f"--address {address}: refused; this machine needs the cluster's token, in RAY_AUTH_TOKEN, in the file that"
-            " RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
-        ) from None
-    except (ConnectionError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--address {address}: no Ray cluster takes jobs here: {reason}") from None

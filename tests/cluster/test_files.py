@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from migvis.errors import InputError
+from tune.resources import Share, place
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("ray_cluster.yaml", "scripts/ray_cluster_aws.yaml")
 
@@ -46,6 +49,16 @@ def test_in_the_cloud_only_ssh_is_open_to_the_outside() -> None:
 
     rules = _create_default_inbound_rules({"sg-1"}, own)
     assert [(rule["FromPort"], rule["ToPort"]) for rule in rules if rule.get("IpRanges") or rule.get("Ipv6Ranges")] == [(22, 22)]
+
+
+def test_in_the_cloud_there_are_machines_before_a_study_starts() -> None:
+    """The head runs no trials, and a study asks for no machine that is not there."""
+    kinds = read("scripts/ray_cluster_aws.yaml")["available_node_types"]
+    nodes = [Share(kinds["head"]["resources"]["CPU"])]
+    with pytest.raises(InputError, match="no CPU for trials yet"):
+        place(nodes, threads=1, concurrent=1, workers=1)
+    nodes += [Share(4, 1)] * kinds["worker"]["min_workers"]
+    assert place(nodes, threads=1, concurrent=1, workers=1).trial.gpus
 
 
 def host_script(home: Path, *words: str) -> subprocess.CompletedProcess[str]:

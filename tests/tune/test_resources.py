@@ -69,7 +69,9 @@ def test_a_worker_takes(nodes, threads, workers, share) -> None:
         (LAPTOP, 3, "search.fit_workers=3: so many workers with a CPU each cannot be placed; the cluster has 1 × 2 CPU"),
         (SMALL, 4, "search.fit_workers=4: so many workers with a CPU each cannot be placed; the cluster has 3 × 1 CPU"),
         (MIXED, 2, "search.fit_workers=2: so many workers with a GPU each cannot be placed; the cluster has 1 × 1 GPU"),
-        ([], 1, "search.fit_workers=1: so many workers with a CPU each cannot be placed; the cluster has no node"),
+        ([Share(0)], 1, "--address: the cluster has no CPU for trials yet: 1 host with 0 CPUs; wait for its workers"),
+        ([Share(0), Share(0)], 3, "--address: the cluster has no CPU for trials yet: 2 hosts with 0 CPUs; wait for its workers"),
+        ([], 1, "--address: the cluster has no CPU for trials yet: 0 hosts with 0 CPUs; wait for its workers"),
     ],
 )
 def test_more_workers_than_there_is_room_for_are_refused(nodes, workers, message) -> None:

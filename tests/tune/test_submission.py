@@ -55,6 +55,9 @@ def test_words_travel_without_the_address_and_with_the_files_that_they_name(tmp_
     [
         (["--data", "set.h5"], "--data set.h5: is a path on the cluster"),
         (["--storage=studies"], "--storage studies: is a path on the cluster"),
+        (["--database", "sqlite:///studies.db"], "--database sqlite:///studies.db: a path on the cluster begins with sqlite:////"),
+        (["--tracking-uri=sqlite:///mlflow.db"], "--tracking-uri sqlite:///mlflow.db: a path on the cluster begins with sqlite:////"),
+        (["--database", "sqlite+pysqlite:///a/b.db"], "a path on the cluster begins with sqlite:////"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: cannot be read: No such file or directory"),
         (["--tracking-uri", "http://me:secret@host:5000"], "--tracking-uri: a job's words are shown"),
     ],
@@ -63,6 +66,11 @@ def test_words_that_do_not_fit_a_cluster(tmp_path, words, part) -> None:
     with pytest.raises(InputError, match=part) as caught:
         words_there(words, tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def test_a_database_with_a_path_of_the_cluster_travels(tmp_path) -> None:
+    words = ["--database", "sqlite:////srv/studies.db", "--tracking-uri", "sqlite:////srv/mlflow.db"]
+    assert words_there(words, tmp_path) == words
 
 
 def test_cluster_that_is_not_there_is_one_line(capsys) -> None:
