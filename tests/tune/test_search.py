@@ -275,6 +275,24 @@ def test_bad_input_inside_a_trial_ends_the_search_and_is_none_of_its_failures(tm
     assert (proposal.number, proposal.attempt) == (0, 0)
 
 
+def test_what_kept_a_trial_from_being_recorded_is_raised_again_whatever_is_told_next(tmp_path) -> None:
+    failure = InputError("--stages s3://b: does not answer")
+
+    def away(record) -> None:
+        raise failure
+
+    searcher = searcher_of(open_ledger(tmp_path), on_end=away)
+    first = searcher.suggest("a")
+    with pytest.raises(InputError) as raised:
+        searcher.on_trial_complete("a", {PAYLOAD: result_of(first["params"]).to_json()})
+    assert raised.value is searcher.failure is failure
+    with pytest.raises(InputError, match="does not answer"):
+        searcher.on_trial_complete("a", None, error=True)
+    with pytest.raises(InputError, match="does not answer"):
+        searcher.suggest("b")
+    assert open_ledger(tmp_path).finished_count() == 1
+
+
 @pytest.mark.parametrize(
     ("reports", "error", "counts"),
     [
