@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from migvis.errors import InputError
 from tune.redact import redact
 
 WAIT = 60
 """Seconds that a writer waits for another one of a SQLite database."""
+
+PATIENCE = 60.0
+"""Seconds for which a server may be away, as one that is restarted is, before anything fails of it."""
+PAUSE = 1.0
+"""Seconds between two attempts to reach it."""
+
+_Value = TypeVar("_Value")
+_PASSING = ("08", "57P01", "57P02", "57P03")
+"""SQLSTATEs, or beginnings of them, of a connection that failed and of a server that is shut down or starts."""
+_REFUSALS = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf")
+"""Words of a server that answers: waiting does not help. libpq tells no SQLSTATE of an attempt to connect."""
 
 
 class DatabaseAway(OSError):
@@ -57,6 +69,29 @@ def database_errors() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         raise DatabaseAway(first_line(error)) from None
+
+
+def patiently(ask: Callable[[], _Value]) -> _Value:
+    """What `ask` returns; asked again while the server is away, for PATIENCE seconds. Raises DatabaseAway."""
+    from sqlalchemy.exc import OperationalError
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        with database_errors():
+            try:
+                return ask()
+            except OperationalError as error:
+                if not _is_passing(error.orig) or time.monotonic() > end:
+                    raise
+        time.sleep(PAUSE)
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether a connection failed in a way that a server's restart explains; of SQLite never."""
+    state: str | None = getattr(error, "sqlstate", "no PostgreSQL")
+    if state is not None:
+        return state.startswith(_PASSING)
+    return not any(words in str(error) for words in _REFUSALS)
 
 
 def first_line(error: Exception) -> str:

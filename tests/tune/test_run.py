@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 
 from migvis.config import PRESETS
 from migvis.errors import InputError
@@ -195,6 +197,29 @@ def test_what_keeps_a_trial_from_being_recorded_ends_the_study_in_its_own_line(
     monkeypatch.undo()
     assert main(["--storage", str(storage), "--resume"], science) == 0
     assert [trial["number"] for trial in summary_of(storage, "a")["trials"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "ended_by", [InputError("--database: refused"), StorageInternalError("invalid data"), KeyboardInterrupt()]
+)
+def test_a_database_that_is_away_is_one_line_with_what_goes_on(tmp_path, science, capsys, monkeypatch, ended_by) -> None:
+    def away(*arguments) -> None:
+        raise StorageInternalError("invalid data") from OperationalError("SELECT", {}, Exception("Connection refused\nreally?"))
+
+    def end(*arguments) -> None:
+        monkeypatch.setattr("tune.ledger.Ledger.records", away)
+        if isinstance(ended_by, StorageInternalError):
+            away()
+        raise ended_by
+
+    monkeypatch.setattr("tune.study_run.connect", end)
+    line = fails(capsys, tmp_path, science, "--study", "a")
+    if isinstance(ended_by, InputError):
+        assert line == "error: --database: refused"
+    else:
+        database = f"--database sqlite:///{tmp_path / 'a' / 'optuna.db'}: is away: Connection refused"
+        resume = f"python tune/run.py --study a --resume --storage {tmp_path}"
+        assert line == f"error: {database}; go on with: {resume}"
 
 
 def test_a_study_that_is_taken_over_while_a_trial_is_recorded_says_by_whom(
