@@ -26,6 +26,8 @@ PAUSE = 1.0
 """Seconds between two attempts to reach it."""
 
 _Value = TypeVar("_Value")
+_GIVEN_UP = {"keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 40_000}
+"""After which silence (in s; the last one in ms) a connection is: a host that vanished would be waited for by the hour."""
 _PASSING = ("08", "57P01", "57P02", "57P03")
 """SQLSTATEs, or beginnings of them, of a connection that failed and of a server that is shut down or starts."""
 _REFUSALS = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf")
@@ -45,7 +47,7 @@ def engine_options(url: str) -> dict[str, Any]:
     """What any engine of this URL is made with."""
     if url.startswith("sqlite:"):
         return {"connect_args": {"timeout": WAIT}}
-    return {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
+    return {"connect_args": {"connect_timeout": 10, **_GIVEN_UP}, "pool_pre_ping": True}
 
 
 def engine(url: str) -> Any:

@@ -318,6 +318,16 @@ def test_a_claim_whose_answer_was_lost_is_known_to_be_won(tmp_path, monkeypatch,
     assert not place.claim(generation, "0", me)  # at the first attempt it is another one's
 
 
+def test_a_connection_to_a_host_that_vanished_is_given_up_within_a_minute(postgres, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
+    with engine(url_of(postgres)).connect() as connection:
+        shared = socket.socket(fileno=os.dup(connection.connection.fileno()))
+    with shared:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert [shared.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [20, 5, 4, 40_000]
+
+
 def test_the_lock_of_a_store_waits_while_the_server_is_restarted(postgres, monkeypatch):
     monkeypatch.setenv("PGPASSWORD", postgres.password)
     attempts = []
