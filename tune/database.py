@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from migvis.errors import InputError
 from tune.redact import redact
@@ -20,6 +21,19 @@ _PASSWORDS = ("password", "passwd", "sslpassword")
 """Keys of a URL's query that are secrets."""
 WAIT = 60
 """Seconds that a writer waits for another one of a SQLite database."""
+
+PATIENCE = 60.0
+"""Seconds for which a server may be away, as one that is restarted is, before anything fails of it."""
+PAUSE = 1.0
+"""Seconds between two attempts to reach it."""
+
+_Value = TypeVar("_Value")
+_GIVEN_UP = {"keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 40_000}
+"""After which silence (in s; the last one in ms) a connection is: a host that vanished would be waited for by the hour."""
+_PASSING = ("08", "57P01", "57P02", "57P03")
+"""SQLSTATEs, or beginnings of them, of a connection that failed and of a server that is shut down or starts."""
+_REFUSALS = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf")
+"""Words of a server that answers: waiting does not help. libpq tells no SQLSTATE of an attempt to connect."""
 
 
 class DatabaseAway(OSError):
@@ -35,7 +49,7 @@ def engine_options(url: str) -> dict[str, Any]:
     """What any engine of this URL is made with."""
     if url.startswith("sqlite:"):
         return {"connect_args": {"timeout": WAIT}}
-    return {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
+    return {"connect_args": {"connect_timeout": 10, **_GIVEN_UP}, "pool_pre_ping": True}
 
 
 def engine(url: str) -> Any:
@@ -59,6 +73,29 @@ def database_errors() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         raise DatabaseAway(first_line(error)) from None
+
+
+def patiently(ask: Callable[[], _Value]) -> _Value:
+    """What `ask` returns; asked again while the server is away, for PATIENCE seconds. Raises DatabaseAway."""
+    from sqlalchemy.exc import OperationalError
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        with database_errors():
+            try:
+                return ask()
+            except OperationalError as error:
+                if not _is_passing(error.orig) or time.monotonic() > end:
+                    raise
+        time.sleep(PAUSE)
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether a connection failed in a way that a server's restart explains; of SQLite never."""
+    state: str | None = getattr(error, "sqlstate", "no PostgreSQL")
+    if state is not None:
+        return state.startswith(_PASSING)
+    return not any(words in str(error) for words in _REFUSALS)
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from tune.database import DatabaseAway, database_errors, engine
+from tune.database import DatabaseAway, database_errors, engine, patiently
 from tune.leases import Holder, LeasePlace, Seen
 
 _METADATA = sqlalchemy.MetaData()
@@ -37,7 +37,10 @@ def _table_made(of: Any) -> bool:
 
 
 class DatabaseLease(LeasePlace):
-    """A lease whose latest generation is a row of LEASES; a taker wins it by changing it from the one before."""
+    """A lease whose latest generation is a row of LEASES; a taker wins it by changing it from the one before.
+
+    Who wants it waits while the server is restarted; its holder's beats are missed meanwhile, as all of them may be.
+    """
 
     def __init__(self, url: str, scope: str, name: str) -> None:
         self.name, self._url, self._scope = name, url, scope
@@ -47,24 +50,38 @@ class DatabaseLease(LeasePlace):
         return (LEASES.c.scope == self._scope) & (LEASES.c.name == self.name)
 
     def make(self) -> None:
-        with database_errors():
-            _table_made(engine(self._url))
+        patiently(lambda: _table_made(engine(self._url)))
 
     def look(self) -> Seen:
-        with database_errors():
-            try:
-                with engine(self._url).connect() as connection:
-                    row = connection.execute(sqlalchemy.select(LEASES).where(self._row)).first()
-            except SQLAlchemyError:
-                if sqlalchemy.inspect(engine(self._url)).has_table(LEASES.name):
-                    raise
-                raise FileNotFoundError(LEASES.name) from None
+        return patiently(self._look)
+
+    def _look(self) -> Seen:
+        try:
+            with engine(self._url).connect() as connection:
+                row = connection.execute(sqlalchemy.select(LEASES).where(self._row)).first()
+        except SQLAlchemyError:
+            if sqlalchemy.inspect(engine(self._url)).has_table(LEASES.name):
+                raise
+            raise FileNotFoundError(LEASES.name) from None
         return Seen(-1, "", None) if row is None else Seen(row.generation, row.counter, Holder.from_json(row.holder))
 
     def claim(self, generation: int, counter: str, holder: Holder) -> bool:
+        attempts = 0
+
+        def attempt() -> bool:
+            nonlocal attempts
+            attempts += 1
+            if self._claim(generation, counter, holder):
+                return True
+            # The server may have gone after it did what was asked, and before it said so.
+            return attempts > 1 and (seen := self._look()).generation == generation and seen.holder == holder
+
+        return patiently(attempt)
+
+    def _claim(self, generation: int, counter: str, holder: Holder) -> bool:
         values = {"generation": generation, "counter": counter, "holder": holder.to_json()}
         before = self._row & (LEASES.c.generation == generation - 1)
-        with database_errors(), contextlib.suppress(IntegrityError), engine(self._url).begin() as connection:
+        with contextlib.suppress(IntegrityError), engine(self._url).begin() as connection:
             if generation > 0:
                 return connection.execute(sqlalchemy.update(LEASES).where(before).values(values)).rowcount == 1
             connection.execute(sqlalchemy.insert(LEASES).values(scope=self._scope, name=self.name, **values))
@@ -73,7 +90,8 @@ class DatabaseLease(LeasePlace):
 
     def is_latest(self, generation: int) -> bool:
         try:
-            return self.look().generation == generation
+            with database_errors():
+                return self._look().generation == generation
         except DatabaseAway:  # while it is away nobody can take over
             return True
         except FileNotFoundError:

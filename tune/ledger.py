@@ -132,8 +132,8 @@ class Ledger:
         """Ends what an earlier driver left RUNNING: recorded if its result is there, else failed and proposed again."""
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             number = frozen.user_attrs.get("number")
-            if number is None:
-                # Killed while it was being proposed: never ran, and its number is still free.
+            if number is None or number in self._finished_numbers():
+                # Killed while it was being proposed, so that it never ran and its number is still free; or while it was dropped.
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             trial = Trial(self.study, frozen._trial_id)
@@ -146,6 +146,18 @@ class Ledger:
                 self.finish(number, result)
             else:
                 self._end(number, "interrupted", again=True, count=False)
+        self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        """Ends what waits to be tried again although its number has a result: a lost host's trial may have left one."""
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if frozen.user_attrs["number"] in self._finished_numbers():
+                # Optuna tells of running trials only.
+                self.study._storage.set_trial_state_values(frozen._trial_id, state=TrialState.RUNNING)
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+
+    def _finished_numbers(self) -> set[int]:
+        return {frozen.user_attrs["number"] for frozen in self.study.get_trials(deepcopy=False, states=_FINISHED)}
 
     def _waiting_numbers(self) -> set[int]:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -166,8 +178,8 @@ class Ledger:
         return len(self._live)
 
     def finished_count(self) -> int:
-        """Trials that count: COMPLETE and PRUNED."""
-        return len(self.study.get_trials(deepcopy=False, states=_FINISHED))
+        """Trials that count, COMPLETE and PRUNED, each once."""
+        return len(self._finished_numbers())
 
     def done(self) -> bool:
         return self.finished_count() >= self.trials

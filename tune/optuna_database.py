@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from tune.database import engine_options
+from migvis.errors import InputError
+from tune.database import engine_options, first_line
+from tune.redact import redact
 
 
 def open_database(url: str) -> optuna.storages.RDBStorage:
@@ -20,6 +25,17 @@ def open_database(url: str) -> optuna.storages.RDBStorage:
                 raise
             time.sleep(1.0)
     raise AssertionError
+
+
+@contextmanager
+def named_when_away(url: str, resume_line: str) -> Iterator[None]:
+    """Raises InputError, with the line that goes on, where Optuna's database could not be read or written."""
+    try:
+        yield
+    except (StorageInternalError, OperationalError) as error:
+        # Optuna's own words are of invalid data, whatever happened.
+        said = first_line(error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error)
+        raise InputError(f"--database {redact(url)}: is away: {said}; go on with: {resume_line}") from error
 
 
 def studies_in(url: str) -> list[str]:

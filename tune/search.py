@@ -6,7 +6,8 @@ trial RUNNING in the database. Nothing of this object is kept by Tune: at a resu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class LedgerSearcher(Searcher):
     concurrent: trials in flight at most. failures_allowed: trials given up (after their retries) before the
     search ends. is_lost: whether the cluster has lost a node, by its id; a trial that died with its node has not failed.
     on_start, on_end: called with each trial as it is proposed and as it is recorded.
+    failure: what the first failure to propose or to record a trial raised. Tune takes it for the trial's, tells of that trial
+    again and raises an exception of its own at last; so whatever is asked or told afterwards raises it again.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class LedgerSearcher(Searcher):
         self._numbers: dict[str, int] = {}
         self._reports: dict[str, dict[str, Any]] = {}
         self.bad_input: str | None = None
+        self.failure: Exception | None = None
 
     @property
     def exhausted(self) -> bool:
@@ -53,16 +57,27 @@ class LedgerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """{"number", "params"} of the next trial; None: wait for those in flight; FINISHED: no more are needed."""
-        if self._ledger.in_flight == 0 and (self._ledger.done() or self.exhausted):
-            return Searcher.FINISHED
-        if self._ledger.in_flight >= self._concurrent or self.exhausted:
-            return None
-        proposal = self._ledger.propose()
-        if proposal is None:
-            return None
-        self._numbers[trial_id] = proposal.number
-        self._on_start(self._ledger.record(proposal.number))
-        return {"number": proposal.number, "params": proposal.params}
+        with self._remembering_failure():
+            if self._ledger.in_flight == 0 and (self._ledger.done() or self.exhausted):
+                return Searcher.FINISHED
+            if self._ledger.in_flight >= self._concurrent or self.exhausted:
+                return None
+            proposal = self._ledger.propose()
+            if proposal is None:
+                return None
+            self._numbers[trial_id] = proposal.number
+            self._on_start(self._ledger.record(proposal.number))
+            return {"number": proposal.number, "params": proposal.params}
+
+    @contextmanager
+    def _remembering_failure(self) -> Iterator[None]:
+        if self.failure is not None:
+            raise self.failure
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keeps what a trial says before it ends."""
@@ -71,13 +86,14 @@ class LedgerSearcher(Searcher):
         )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number, told = self._numbers.pop(trial_id), self._reports.pop(trial_id, {})
-        payload = (result or {}).get(PAYLOAD)
-        if error or payload is None:
-            self._failed(number, told)
-        else:
-            self._ledger.finish(number, TrialResult.from_json(payload))
-        self._on_end(self._ledger.record(number))
+        with self._remembering_failure():
+            number, told = self._numbers.pop(trial_id), self._reports.pop(trial_id, {})
+            payload = (result or {}).get(PAYLOAD)
+            if error or payload is None:
+                self._failed(number, told)
+            else:
+                self._ledger.finish(number, TrialResult.from_json(payload))
+            self._on_end(self._ledger.record(number))
 
     def _failed(self, number: int, told: dict[str, Any]) -> None:
         if ERROR in told:

@@ -118,7 +118,8 @@ def is_lost(node: str) -> bool:
 def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) -> None:
     """Runs the search until the searcher says that it is finished; results go through the searcher.
 
-    Each trial takes what tune.resources says of the nodes that there are now.
+    Each trial takes what tune.resources says of the nodes that there are now. Raises what kept the searcher from proposing or
+    recording a trial, as it was: Tune itself has only its traceback, as a text.
     """
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -149,8 +150,13 @@ def run_search(context: StudyContext, hooks: Hooks, searcher: LedgerSearcher) ->
             ),
         )
         tuner.fit()
+    except Exception:
+        if searcher.failure is None:
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if searcher.failure is not None:
+        raise searcher.failure
 
 
 def _first_line(error: Exception) -> str:

@@ -33,8 +33,11 @@ def file_lock(path: Path) -> Iterator[TakeLock]:
 
 @contextlib.contextmanager
 def database_lock(url: str, name: str) -> Iterator[TakeLock]:
-    """PostgreSQL's advisory lock of a name, held by a connection of its own; of SQLite a file beside the database."""
-    from tune.database import database_errors, engine
+    """PostgreSQL's advisory lock of a name, held by a connection of its own; of SQLite a file beside the database.
+
+    Raises DatabaseAway for a server that is away for long.
+    """
+    from tune.database import database_errors, engine, patiently
 
     if url.startswith("sqlite:"):
         number = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -44,8 +47,7 @@ def database_lock(url: str, name: str) -> Iterator[TakeLock]:
     import sqlalchemy
 
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-    with database_errors():
-        connection = engine(url).execution_options(isolation_level="AUTOCOMMIT").connect()
+    connection = patiently(engine(url).execution_options(isolation_level="AUTOCOMMIT").connect)
 
     def take(alone: bool, wait: bool) -> bool:
         function = f"pg_{'' if wait else 'try_'}advisory_lock{'' if alone else '_shared'}"

@@ -7,7 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -182,9 +182,12 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     )
     with ExitStack() as stack:
         checks = [stack.enter_context(locked(context.folder))]  # before Ray is imported: who is refused is told at once
-        from tune.optuna_database import trials_in
+        from optuna.exceptions import StorageInternalError
+
+        from tune.optuna_database import named_when_away, trials_in
         from tune.study_run import StudyRun
 
+        stack.enter_context(named_when_away(context.database, request.resume_line(context.study)))
         if opened.places.database is not None:
             checks.append(stack.enter_context(held_in_database(context.database, context.study)))
             if opened.record is None and trials_in(context.database, context.study):
@@ -204,7 +207,8 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
             raise
         except Exception as error:
             full = is_full(error)
-            with suppress(Exception) if full else nullcontext():
+            # What ended it is told, rather than that the database is away at the end as well.
+            with suppress(Exception if full else StorageInternalError):
                 study.end("failed", "FAILED")
             if full:
                 line = request.resume_line(context.study)

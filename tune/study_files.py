@@ -18,7 +18,7 @@ from pathlib import Path
 
 from migvis.errors import InputError
 from tune.context import StudyContext
-from tune.manifest import MANIFEST, Content, DamagedStage, file_digest
+from tune.manifest import MANIFEST, Content, DamagedStage, check_file, file_digest
 from tune.object_store import ObjectStore
 from tune.object_trees import fetch_files, manifest_of, put_files, put_manifest
 from tune.trial_result import TrialResult
@@ -126,21 +126,44 @@ def send_trial(context: StudyContext, here: StudyContext, number: int) -> None:
 
 
 def fetch_trial(context: StudyContext, number: int) -> None:
-    """For the driver: brings what a trial left into the study's folder; nothing if it left nothing, or it is here.
+    """For the driver: brings what a trial left into the study's folder; nothing if it left nothing, or all of it is here.
 
     Raises InputError where the object store refuses.
     """
     store = _objects_of(context)
-    if store is None or (context.trial_folder(number) / "result.json").is_file():
+    if store is None:
         return
+    place = _trial_place(context, number)
     with store.storage_errors():
-        content = _readable(store, _trial_place(context, number))
-        if content is None or all((context.folder / file).is_file() for file in content["files"]):
+        content = _readable(store, place)
+        if content is None or _is_whole(context.folder, content):
             return
+        aside = context.folder / f".fetching-{number:03d}"
+        shutil.rmtree(aside, ignore_errors=True)  # of a driver that was killed
         try:
-            fetch_files(store.objects, _trial_place(context, number), content, context.folder)
+            fetch_files(store.objects, place, content, aside)
+            _move_into_place(aside, content, context.folder, last=f"trials/{number:03d}/result.json")
         except DamagedStage as damage:
             logger.warning("%s; trial %d has no files", damage, number)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_whole(folder: Path, content: Content) -> bool:
+    """Whether a folder has the very files that `content` names: those of an earlier attempt are others."""
+    try:
+        for file, entry in content["files"].items():
+            check_file(folder / file, entry, folder / file)
+    except DamagedStage:
+        return False
+    return True
+
+
+def _move_into_place(aside: Path, content: Content, folder: Path, last: str) -> None:
+    """Renames the files into `folder`, the result as the `last`, so that it is never seen without the others."""
+    for file in sorted(content["files"], key=lambda file: file == last):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (aside / file).replace(folder / file)
 
 
 def as_the_driver_has_it(result: TrialResult, here: StudyContext, context: StudyContext) -> TrialResult:

@@ -17,14 +17,14 @@ Job = Callable[[Writer], object]
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether an error may be gone after a while: the server is away or busy, the database is locked."""
+    """Whether an error may be gone after a while: the server is away or busy, a database (also the study's) is, or is locked."""
     response = getattr(error, "response", None)  # of an upload or a download
     status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else getattr(response, "status_code", None)
     if status is not None:
         return int(status) >= 500 or int(status) == 429
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return False
-    return isinstance(error, OSError) or type(error).__name__ in ("OperationalError", "TimeoutError")
+    return isinstance(error, OSError) or type(error).__name__ in ("OperationalError", "StorageInternalError", "TimeoutError")
 
 
 class Tracker:

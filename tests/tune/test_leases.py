@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import multiprocessing
@@ -9,17 +10,21 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import threading
 import time
 
+import psycopg
 import pytest
+import sqlalchemy
 
 from migvis.errors import InputError
 from tune import database, leases
-from tune.database import DatabaseAway, check_database, engine, sqlite_url
+from tune.database import DatabaseAway, check_database, engine, patiently, sqlite_url
 from tune.database_leases import LEASES, DatabaseLease, leases_of
 from tune.folder_leases import FolderLease
 from tune.leases import acquire, acquire_from_the_dead, holder, living_holder
+from tune.shared_locks import database_lock
 
 FAST = {"heartbeat": 0.05, "patience": 0.5, "poll": 0.02}
 
@@ -251,6 +256,127 @@ def test_a_holder_keeps_its_lease_while_the_database_is_away(tmp_path, monkeypat
         while len(beats) == before and time.monotonic() < end:
             time.sleep(0.02)
         assert len(beats) > before
+
+
+NOBODY_LISTENS = "postgresql://127.0.0.1:9/x"
+
+
+@contextlib.contextmanager
+def away(monkeypatch, module, attempts):
+    """A server that is away for so many attempts to reach it; gives the list of them all."""
+    asked = []
+
+    def unreachable(url):
+        asked.append(url)
+        return engine(NOBODY_LISTENS if len(asked) <= attempts else url)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.engine", unreachable)
+        patch.setattr(database, "PAUSE", 0.01)
+        yield asked
+
+
+def test_whoever_wants_a_lease_waits_while_the_server_is_restarted(tmp_path, monkeypatch):
+    place = DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
+    holder_here = leases.Holder.this_process()
+    for ask in (place.make, lambda: place.claim(0, "0", holder_here), place.look):
+        with away(monkeypatch, "tune.database_leases", 5) as asked:
+            told = ask()
+        assert len(asked) > 5
+    assert (told.generation, told.holder) == (0, holder_here)
+    monkeypatch.setattr(database, "PATIENCE", 0.0)
+    with away(monkeypatch, "tune.database_leases", 99), pytest.raises(DatabaseAway, match="refused"):
+        place.look()
+
+
+def test_a_holder_is_not_held_up_by_a_server_that_is_away(tmp_path, monkeypatch):
+    place = DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
+    with away(monkeypatch, "tune.database_leases", 2) as asked:
+        assert place.is_latest(0)
+    assert len(asked) <= 2
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_a_claim_whose_answer_was_lost_is_known_to_be_won(tmp_path, monkeypatch, generation):
+    place = DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
+    place.make()
+    me, claim, answers_lost = leases.Holder.this_process(), DatabaseLease._claim, []
+    if generation:
+        assert place.claim(0, "0", leases.Holder("elsewhere", 1, "", "", ""))
+
+    def answer_is_lost(*arguments):
+        won = claim(*arguments)
+        if not answers_lost:
+            answers_lost.append(won)
+            engine(NOBODY_LISTENS).connect()
+        return won
+
+    monkeypatch.setattr(DatabaseLease, "_claim", answer_is_lost)
+    monkeypatch.setattr(database, "PAUSE", 0.01)
+    assert place.claim(generation, "0", me)
+    assert answers_lost == [True]
+    assert not place.claim(generation, "0", me)  # at the first attempt it is another one's
+
+
+def test_a_connection_to_a_host_that_vanished_is_given_up_within_a_minute(postgres, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
+    with engine(url_of(postgres)).connect() as connection:
+        shared = socket.socket(fileno=os.dup(connection.connection.fileno()))
+    with shared:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert [shared.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [20, 5, 4, 40_000]
+
+
+def test_the_lock_of_a_store_waits_while_the_server_is_restarted(postgres, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
+    attempts = []
+
+    def connect(connection, *arguments):
+        attempts.append(connection)
+        if len(attempts) < 4:
+            raise psycopg.OperationalError("connection failed: Connection refused")
+
+    pool = engine(url_of(postgres))
+    pool.dispose()
+    sqlalchemy.event.listen(pool, "do_connect", connect)
+    monkeypatch.setattr(database, "PAUSE", 0.01)
+    try:
+        with database_lock(url_of(postgres), "store") as take:
+            assert take(True, False)
+    finally:
+        sqlalchemy.event.remove(pool, "do_connect", connect)
+    assert len(attempts) >= 4
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (psycopg.OperationalError("connection failed: Connection refused"), True),
+        (psycopg.OperationalError("connection failed: FATAL:  the database system is starting up"), True),
+        (psycopg.errors.AdminShutdown("terminating connection"), True),
+        (psycopg.OperationalError('connection failed: FATAL:  password authentication failed for user "me"'), False),
+        (psycopg.OperationalError('connection failed: FATAL:  database "x" does not exist'), False),
+        (psycopg.errors.DiskFull("no space left"), False),
+        (sqlite3.OperationalError("database is locked"), False),
+    ],
+)
+def test_only_what_a_restart_explains_is_waited_for(monkeypatch, error, passing):
+    asked = []
+
+    def ask():
+        asked.append(1)
+        if len(asked) == 1:
+            raise sqlalchemy.exc.OperationalError("SELECT", {}, error)
+        return "answer"
+
+    monkeypatch.setattr(database, "PAUSE", 0.0)
+    if passing:
+        assert patiently(ask) == "answer"
+    else:
+        with pytest.raises(DatabaseAway):
+            patiently(ask)
+    assert len(asked) == 1 + passing
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 
 from migvis.config import PRESETS
 from migvis.errors import InputError
@@ -19,7 +21,7 @@ from tune.store import StageStore
 from tune.store_lock import StoreInUse, alone
 from tune.study_config import load_study_config
 from tune.study_folder import default_storage, latest_unfinished, open_storage, read_study
-from tune.study_lock import locked
+from tune.study_lock import StudyTakenOver, locked
 from tune.trial_process import trainable
 
 
@@ -181,6 +183,54 @@ def test_failing_trial_is_retried_then_the_study_goes_on(local_ray, storage, sci
     assert "non-finite loss" in trials[1]["error"]
     assert "non-finite loss" in capsys.readouterr().out
     assert "RuntimeError" in (storage / "f" / "trials" / "001" / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("when", ["tune.study_run.fetch_trial", "tune.ledger.Ledger.finish", "tune.ledger.Ledger.propose"])
+def test_what_keeps_a_trial_from_being_recorded_ends_the_study_in_its_own_line(
+    local_ray, storage, science, capsys, monkeypatch, when
+) -> None:
+    def away(*arguments) -> None:
+        raise InputError("--stages s3://b: does not answer")
+
+    monkeypatch.setattr(when, away)
+    assert fails(capsys, storage, science, "--study", "a", "--trials", "2") == "error: --stages s3://b: does not answer"
+    monkeypatch.undo()
+    assert main(["--storage", str(storage), "--resume"], science) == 0
+    assert [trial["number"] for trial in summary_of(storage, "a")["trials"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "ended_by", [InputError("--database: refused"), StorageInternalError("invalid data"), KeyboardInterrupt()]
+)
+def test_a_database_that_is_away_is_one_line_with_what_goes_on(tmp_path, science, capsys, monkeypatch, ended_by) -> None:
+    def away(*arguments) -> None:
+        raise StorageInternalError("invalid data") from OperationalError("SELECT", {}, Exception("Connection refused\nreally?"))
+
+    def end(*arguments) -> None:
+        monkeypatch.setattr("tune.ledger.Ledger.records", away)
+        if isinstance(ended_by, StorageInternalError):
+            away()
+        raise ended_by
+
+    monkeypatch.setattr("tune.study_run.connect", end)
+    line = fails(capsys, tmp_path, science, "--study", "a")
+    if isinstance(ended_by, InputError):
+        assert line == "error: --database: refused"
+    else:
+        database = f"--database sqlite:///{tmp_path / 'a' / 'optuna.db'}: is away: Connection refused"
+        resume = f"python tune/run.py --study a --resume --storage {tmp_path}"
+        assert line == f"error: {database}; go on with: {resume}"
+
+
+def test_a_study_that_is_taken_over_while_a_trial_is_recorded_says_by_whom(
+    local_ray, storage, science, capsys, monkeypatch
+) -> None:
+    def taken_over(*arguments) -> None:
+        raise StudyTakenOver("study a: taken over by another driver; this one has stopped")
+
+    monkeypatch.setattr("tune.ledger.Ledger.finish", taken_over)
+    assert main(["--storage", str(storage), "--study", "a", "--trials", "1"], science) == 1
+    assert capsys.readouterr().err == "error: study a: taken over by another driver; this one has stopped\n"
 
 
 def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys) -> None:

@@ -158,6 +158,42 @@ def test_result_that_was_written_but_not_recorded_is_not_run_again(tmp_path) -> 
     assert second.propose().number == 1
 
 
+@pytest.mark.parametrize("dropping_is_killed_too", [False, True])
+def test_a_result_of_a_trial_that_waits_to_be_tried_again_counts_once(tmp_path, monkeypatch, dropping_is_killed_too) -> None:
+    def recover(number: int, params) -> TrialResult | None:
+        return result_of(params) if number == 0 else None  # its host wrote it, and died before it was told
+
+    first = open_ledger(tmp_path, trials=3)
+    number = first.propose().number
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.fail(number, "its host was lost", lost=True)
+    if dropping_is_killed_too:
+        with monkeypatch.context() as patch:
+            drop = Ledger._drop_finished
+
+            def killed_while_dropping(ledger: Ledger) -> None:
+                patch.setattr(optuna.Study, "tell", interrupt)
+                drop(ledger)
+
+            patch.setattr(Ledger, "_drop_finished", killed_while_dropping)
+            with pytest.raises(KeyboardInterrupt):
+                open_ledger(tmp_path, trials=3, recover=recover)
+    second = open_ledger(tmp_path, trials=3, recover=recover)
+    assert second.finished_count() == 1
+    assert [proposal.number for proposal in run(second)] == [1, 2]
+    assert [record.finished for record in second.records()] == [True] * 3
+    assert not second.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+def test_a_number_that_was_recorded_twice_counts_once(tmp_path) -> None:
+    ledger = open_ledger(tmp_path, trials=3)
+    run(ledger, 1)
+    ledger.study.add_trial(ledger.study.trials[0])  # as an earlier version may have left it
+    assert open_ledger(tmp_path, trials=3).finished_count() == 1
+
+
 def test_non_finite_or_missing_objective_fails_and_is_retried(tmp_path) -> None:
     ledger = open_ledger(tmp_path, trials=1)
     bad = TrialResult({"group_mig": 0.1, "selectivity": math.nan, "realism": 0.1}, constraint=-1.0)
@@ -273,6 +309,24 @@ def test_bad_input_inside_a_trial_ends_the_search_and_is_none_of_its_failures(tm
     assert searcher.suggest("b") == Searcher.FINISHED
     proposal = open_ledger(tmp_path).propose()
     assert (proposal.number, proposal.attempt) == (0, 0)
+
+
+def test_what_kept_a_trial_from_being_recorded_is_raised_again_whatever_is_told_next(tmp_path) -> None:
+    failure = InputError("--stages s3://b: does not answer")
+
+    def away(record) -> None:
+        raise failure
+
+    searcher = searcher_of(open_ledger(tmp_path), on_end=away)
+    first = searcher.suggest("a")
+    with pytest.raises(InputError) as raised:
+        searcher.on_trial_complete("a", {PAYLOAD: result_of(first["params"]).to_json()})
+    assert raised.value is searcher.failure is failure
+    with pytest.raises(InputError, match="does not answer"):
+        searcher.on_trial_complete("a", None, error=True)
+    with pytest.raises(InputError, match="does not answer"):
+        searcher.suggest("b")
+    assert open_ledger(tmp_path).finished_count() == 1
 
 
 @pytest.mark.parametrize(

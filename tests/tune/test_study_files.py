@@ -11,9 +11,10 @@ import pytest
 from migvis.errors import InputError
 from tune.context import StudyContext
 from tune.database import sqlite_url
-from tune.objects import open_objects
+from tune.objects import FolderObjects, ObjectsAway, open_objects
 from tune.study_config import load_study_config
 from tune.study_files import as_the_driver_has_it, fetch_trial, on_this_host, send_trial, share_data
+from tune.trial_process import stored_result
 from tune.trial_result import TrialResult
 
 
@@ -63,6 +64,75 @@ def test_a_host_gets_the_data_set_and_its_trials_files_come_back(context: StudyC
     assert (context.folder / "uses" / "trial-003.json").read_text() == "{}"
     assert told.images["edits"] == context.folder / "trials" / "003" / "edits.png"
     fetch_trial(context, 4)  # left nothing
+
+
+def leave_trial(context: StudyContext, monkeypatch: pytest.MonkeyPatch, number: int) -> dict[str, bytes]:
+    """Has a trial end on another host; what it left, by its place in the study's folder, the result first as it is listed."""
+    sent = move_to_another_host(context, monkeypatch)
+    here = on_this_host(sent)
+    folder, uses = here.trial_folder(number), here.folder / "uses"
+    (folder / "edits.png").write_bytes(b"picture")
+    (folder / "result.json").write_text(json.dumps({"params": {}, "result": TrialResult({"x": 1.0}).to_json()}))
+    uses.mkdir(exist_ok=True)
+    (uses / f"trial-{number:03d}.json").write_text('{"uses": []}')
+    send_trial(sent, here, number)
+    monkeypatch.setenv("MIGVIS_CACHE", str(context.storage / "driver's cache"))
+    paths = [folder / "result.json", folder / "edits.png", uses / f"trial-{number:03d}.json"]
+    return {path.relative_to(here.folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("arrived", [0, 1, 2])
+def test_a_fetch_that_is_cut_off_leaves_no_result_and_is_made_good_by_the_next(context, monkeypatch, arrived) -> None:
+    left, download, count = leave_trial(share_data(context), monkeypatch, 3), FolderObjects.download, 0
+
+    def away_after_some(objects: FolderObjects, name: str, path: Path) -> bool:
+        nonlocal count
+        count += 1
+        if count > arrived:
+            raise ObjectsAway("does not answer")
+        return download(objects, name, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderObjects, "download", away_after_some)
+        with pytest.raises(InputError, match="does not answer"):
+            fetch_trial(context, 3)
+    assert stored_result(context.folder, 3, {}) is None
+    fetch_trial(context, 3)
+    assert files_of(context.folder) == left
+    assert stored_result(context.folder, 3, {}) == TrialResult({"x": 1.0})
+    assert not list(context.folder.glob(".fetching-*"))
+
+
+def test_the_result_comes_last_so_a_kill_before_it_is_seen_as_one(context, monkeypatch) -> None:
+    left, replaced = leave_trial(share_data(context), monkeypatch, 3), Path.replace
+
+    def killed_at_the_result(path: Path, target: Path) -> Path:
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        return replaced(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_at_the_result)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_trial(context, 3)
+    assert sorted(files_of(context.folder)) == sorted(set(left) - {"trials/003/result.json"})
+
+
+@pytest.mark.parametrize("file", ["trials/003/edits.png", "trials/003/result.json", "uses/trial-003.json"])
+@pytest.mark.parametrize("size", [None, 3])
+def test_a_trial_of_which_only_a_part_is_here_is_fetched_again(context, monkeypatch, file, size) -> None:
+    left = leave_trial(share_data(context), monkeypatch, 3)
+    fetch_trial(context, 3)
+    if size is None:
+        (context.folder / file).unlink()
+    else:
+        (context.folder / file).write_bytes(left[file][:size])
+    fetch_trial(context, 3)
+    assert files_of(context.folder) == left
 
 
 def test_progress_is_seen_at_once_on_the_driver_s_own_host(context: StudyContext) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.exceptions import StorageInternalError
 
 from tune.browsing import command_to_browse
 from tune.ledger import TrialRecord
@@ -192,8 +193,9 @@ class RecordingWriter:
         return call
 
 
-def test_server_away_means_late_not_never(tmp_path) -> None:
-    writer = RecordingWriter(away=4)
+@pytest.mark.parametrize("error", [ConnectionError("refused"), StorageInternalError("the study's own database")])
+def test_server_away_means_late_not_never(tmp_path, error) -> None:
+    writer = RecordingWriter(away=4, error=error)
     tracker = Tracker(writer, first_wait=0.01)
     tracker.start = tracker._thread.start
     tracker.start()
