@@ -1,6 +1,6 @@
 """Charts of results over seeds: intervals by case, curves, trade-offs, responses. Files are PNG, dark text on white.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; markers differ too.
+Colours are those of Okabe and Ito, which people with any colour vision tell apart, then a grey and a brown; markers differ too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888", "#7F3C00")
+MARKERS = "osD^vPX*<"
 PANELS = 4
 """Panels in a row of an interval chart."""
 TITLE_LETTERS = 26
