@@ -170,6 +170,8 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
                 raise
             print(f"{study.name} is left out: {reason}")
             studies.remove(study)
+        except InputError as error:
+            raise InputError(f"{study.name}: {error}" if len(studies) > 1 else str(error)) from None
     if arguments.dry_run:
         print("\n".join(describe_plan(outcome) for outcome in outcomes))
         if len(outcomes) > 1:

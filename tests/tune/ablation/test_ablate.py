@@ -191,6 +191,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(storage, tiny, own_study, 
     assert "case 'without KL': no field 'vae.kl'" in fails(capsys, storage, tiny, str(missing))
     missing.write_text(own_study.read_text().replace('"mine"', '"table1"'))
     assert "table1 is the name of an ablation that comes with migvis" in fails(capsys, storage, tiny, str(missing))
+    assert fails(capsys, storage, tiny, "table1", "figure10").startswith("error: figure10: critic.infonce_batch: at most")
     assert not (storage / "ablations").exists()
 
 
