@@ -167,7 +167,7 @@ def test_study_survives_ctrl_c_a_lost_connection_and_a_lost_host(cluster) -> Non
     said = [line for line in client.lines if line.startswith("trial ")]
     assert len(said) == len(set(said)), "what was printed before the connection was lost is not printed again"
     assert client.lines[-1] == f"summary:           {cluster.storage / 'first' / 'summary.json'}"
-    assert "through: ssh -NL 5000:127.0.0.1:5000 127.0.0.1" in client.output
+    assert "through: ssh -NL 5000:127.0.0.1:5000 root@HEAD" in client.output  # it came through a tunnel of its own
     check_tracked(cluster, "first")
     cluster.wait_for_nodes(3)  # the head has started the killed host's Ray again
 
