@@ -24,7 +24,7 @@ DPI = 120
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888", "#7F3C00")
 MARKERS = "osD^vPX*<"
 PANELS = 4
-"""Panels in a row of an interval chart."""
+"""Panels in a row of a chart."""
 TITLE_LETTERS = 26
 """Letters in a line of such a panel's title: as many as the panel is wide."""
 
@@ -79,9 +79,11 @@ def curve_chart(
     """
     if not any(points for curves in panels.values() for points in curves.values()):
         raise InputError("curve chart: no point to draw")
-    figure = _figure(3.6 * len(panels) + 0.6, 3.2)
+    columns = min(PANELS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(2.8 * columns + 0.6, 2.9 * rows)
     for place, (name, curves) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), place)
+        axes = figure.add_subplot(rows, columns, place)
         for index, (label, points) in enumerate(curves.items()):
             colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
             axes.plot([x for x, _ in points], [y.mean for _, y in points], color=colour, linewidth=1, label=label)
