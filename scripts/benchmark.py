@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks._frame import Options
 
     from migvis.errors import InputError
+    from tune.ray_session import prepare_ray_environment
 
+    prepare_ray_environment()  # before ray is imported, which reads some of it once: started by `uv run` it would wait for ever
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
