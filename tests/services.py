@@ -116,6 +116,10 @@ class Postgres:
     def uri(self, database: str) -> str:
         return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
 
+    def address(self, database: str) -> str:
+        """A database's URI without the password."""
+        return self.uri(database).replace(f":{self.password}", "")
+
     def query(self, database: str, statement: str) -> list[tuple[Any, ...]]:
         """The rows of a statement, each outside a transaction."""
         import psycopg

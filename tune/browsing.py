@@ -19,7 +19,7 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 def command_to_browse(storage: Path, uri: str, default: str) -> str:
     """The command that serves a laptop's studies, or where a server already does."""
     shown = redact(uri)
-    if _is_server(uri):
+    if is_server(uri):
         return f"open {shown}{_by_way_of_the_head(uri)}"
     if uri == default:
         return f"bash mlflow/serve.sh {storage}"
@@ -42,11 +42,12 @@ def charts_of_trials(uri: str, experiment_id: str, study: str, metric: str) -> s
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": "false",
     }
-    server = redact(uri).rstrip("/") if _is_server(uri) else _LAPTOP
+    server = redact(uri).rstrip("/") if is_server(uri) else _LAPTOP
     return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(view, quote_via=quote)}"
 
 
-def _is_server(uri: str) -> bool:
+def is_server(uri: str) -> bool:
+    """Whether MLflow is asked over the network, rather than its database."""
     return uri.startswith(("http://", "https://"))
 
 

@@ -193,7 +193,8 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
             if opened.record is None and trials_in(context.database, context.study):
                 raise InputError(f"--study {context.study}: exists in --database {redact(context.database)}; give another name")
         if isinstance(context.stages_root, Path):
-            mark_user(context.stages_root, context.folder, context.study_id)
+            with context.store().storage_errors():
+                mark_user(context.stages_root, context.folder, context.study_id)
         stack.enter_context(in_use(context.store()))
         study = StudyRun(context, hooks, record, space, data, uri, lambda: _all(checks))
         stack.callback(study.close)

@@ -11,7 +11,7 @@ import ray
 
 from migvis.errors import InputError
 from migvis.training import FitError
-from tune.browsing import charts_of_trials, command_to_browse
+from tune.browsing import charts_of_trials, command_to_browse, is_server
 from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.placing import near_gpus, placing_of
@@ -153,7 +153,7 @@ class StudyRun:
 
     def _note_charts(self, writer: Writer) -> None:
         self._charts = charts_of_trials(self.uri, writer.experiment_id, self.context.study, self.data.objectives[0])
-        if self.uri.startswith(("http://", "https://")):  # it can be looked at while the study runs
+        if is_server(self.uri):  # it can be looked at while the study runs
             self.display.say(f"charts of trials: {self._charts}")
 
     def _prepare(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.fault_bench import Bench, Driver
 from tests.cluster.fault_study import TIMEOUT, Study, blank_storage
@@ -41,11 +42,11 @@ class Chance:
     random: random.Random
     concurrent: int = 1
 
-    def study(self, more_options: tuple[str, ...] = (), **more: object) -> Study:
+    def study(self, more_options: tuple[str, ...] = (), **more: Any) -> Study:
         # The default sampler also weighs seconds, and so what a fault makes slower.
         sets = (f"search.concurrent_trials={self.concurrent}", "search.threads_per_trial=1", "search.sampler=tpe")
         options = (*(word for text in sets for word in ("--set", text)), *more_options)
-        return Study(self.bench, self.name, TRIALS, script=self.script, options=options, **more)  # type: ignore[arg-type]
+        return Study(self.bench, self.name, TRIALS, script=self.script, options=options, **more)
 
     def pause(self, most: float) -> None:
         time.sleep(self.random.uniform(0.0, most))
@@ -78,7 +79,7 @@ def driver(chance: Chance, host: Callable[[int], int] = lambda kill: 0) -> Distu
             _some_trial(chance, study, running, TRIALS // 2)
         else:
             seen = len(study.noted(phase))
-            study.wait(lambda phase=phase, seen=seen: len(study.noted(phase)) > seen, running)  # type: ignore[misc]
+            study.wait(lambda phase=phase, seen=seen: len(study.noted(phase)) > seen, running)
             chance.pause(1.5)
         if running.ended():
             break

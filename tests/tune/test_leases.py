@@ -7,24 +7,18 @@ import errno
 import itertools
 import multiprocessing
 import os
-import re
 import signal
 import socket
-import sqlite3
 import threading
 import time
 
-import psycopg
 import pytest
-import sqlalchemy
 
-from migvis.errors import InputError
 from tune import database, leases
-from tune.database import DatabaseAway, check_database, engine, patiently, sqlite_url
+from tune.database import DatabaseAway, engine, sqlite_url
 from tune.database_leases import LEASES, DatabaseLease, leases_of
 from tune.folder_leases import FolderLease
 from tune.leases import acquire, acquire_from_the_dead, holder, living_holder
-from tune.shared_locks import database_lock
 
 FAST = {"heartbeat": 0.05, "patience": 0.5, "poll": 0.02}
 
@@ -38,12 +32,7 @@ def place(request, tmp_path, monkeypatch):
         return DatabaseLease(sqlite_url(tmp_path / "leases.db"), "store", "lease")
     service = request.getfixturevalue("postgres")
     monkeypatch.setenv("PGPASSWORD", service.password)
-    return DatabaseLease(url_of(service), str(tmp_path), "lease")
-
-
-def url_of(service):
-    """PostgreSQL's own database, without the password."""
-    return service.uri("postgres").replace(f":{service.password}", "")
+    return DatabaseLease(service.address("postgres"), str(tmp_path), "lease")
 
 
 def hold_for_ever(place, ready):
@@ -220,9 +209,8 @@ def test_leases_of_one_database_are_kept_apart_by_scope_and_listed(tmp_path):
         lease.release()
 
 
+@pytest.mark.parametrize("place", ["sqlite", "postgresql"], indirect=True)
 def test_processes_that_make_the_table_at_once_all_get_their_lease(place):
-    if isinstance(place, FolderLease):
-        pytest.skip("a folder has no table")
     LEASES.drop(engine(place._url), checkfirst=True)
     context = multiprocessing.get_context("spawn")
     ready = [context.Event() for _ in range(3)]
@@ -316,98 +304,6 @@ def test_a_claim_whose_answer_was_lost_is_known_to_be_won(tmp_path, monkeypatch,
     assert place.claim(generation, "0", me)
     assert answers_lost == [True]
     assert not place.claim(generation, "0", me)  # at the first attempt it is another one's
-
-
-def test_a_connection_to_a_host_that_vanished_is_given_up_within_a_minute(postgres, monkeypatch):
-    monkeypatch.setenv("PGPASSWORD", postgres.password)
-    with engine(url_of(postgres)).connect() as connection:
-        shared = socket.socket(fileno=os.dup(connection.connection.fileno()))
-    with shared:
-        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
-        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert [shared.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [20, 5, 4, 40_000]
-
-
-def test_the_lock_of_a_store_waits_while_the_server_is_restarted(postgres, monkeypatch):
-    monkeypatch.setenv("PGPASSWORD", postgres.password)
-    attempts = []
-
-    def connect(connection, *arguments):
-        attempts.append(connection)
-        if len(attempts) < 4:
-            raise psycopg.OperationalError("connection failed: Connection refused")
-
-    pool = engine(url_of(postgres))
-    pool.dispose()
-    sqlalchemy.event.listen(pool, "do_connect", connect)
-    monkeypatch.setattr(database, "PAUSE", 0.01)
-    try:
-        with database_lock(url_of(postgres), "store") as take:
-            assert take(True, False)
-    finally:
-        sqlalchemy.event.remove(pool, "do_connect", connect)
-    assert len(attempts) >= 4
-
-
-@pytest.mark.parametrize(
-    ("error", "passing"),
-    [
-        (psycopg.OperationalError("connection failed: Connection refused"), True),
-        (psycopg.OperationalError("connection failed: FATAL:  the database system is starting up"), True),
-        (psycopg.errors.AdminShutdown("terminating connection"), True),
-        (psycopg.OperationalError('connection failed: FATAL:  password authentication failed for user "me"'), False),
-        (psycopg.OperationalError('connection failed: FATAL:  database "x" does not exist'), False),
-        (psycopg.errors.DiskFull("no space left"), False),
-        (sqlite3.OperationalError("database is locked"), False),
-    ],
-)
-def test_only_what_a_restart_explains_is_waited_for(monkeypatch, error, passing):
-    asked = []
-
-    def ask():
-        asked.append(1)
-        if len(asked) == 1:
-            raise sqlalchemy.exc.OperationalError("SELECT", {}, error)
-        return "answer"
-
-    monkeypatch.setattr(database, "PAUSE", 0.0)
-    if passing:
-        assert patiently(ask) == "answer"
-    else:
-        with pytest.raises(DatabaseAway):
-            patiently(ask)
-    assert len(asked) == 1 + passing
-
-
-@pytest.mark.parametrize(
-    ("url", "line"),
-    [
-        ("nonsense", "--database nonsense: not a URL"),
-        ("mysql://me:secret@db/x", "--database mysql://db/x: expected sqlite:///FILE or postgresql://HOST/NAME"),
-        ("sqlite://", "--database sqlite://: expected a file"),
-        ("sqlite:////no/such/folder/x.db", "--database sqlite:////no/such/folder/x.db: cannot be reached: unable to open"),
-        ("postgresql://me:secret@127.0.0.1:9/x", "--database postgresql://127.0.0.1:9/x: cannot be reached: "),
-    ],
-)
-def test_a_database_that_cannot_be_used_is_one_line_without_credentials(monkeypatch, url, line):
-    monkeypatch.setenv("PGPASSWORD", "")
-    with pytest.raises(InputError, match=f"^{re.escape(line)}") as refusal:
-        check_database(url)
-    assert "secret" not in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_password_is_moved_from_the_url_to_the_environment(postgres, monkeypatch):
-    monkeypatch.setenv("PGPASSWORD", "")
-    plain = url_of(postgres)
-    for given in (postgres.uri("postgres"), f"{plain}?password={postgres.password}"):
-        assert check_database(given) == plain
-        assert os.environ.pop("PGPASSWORD") == postgres.password
-        os.environ["PGPASSWORD"] = ""
-    with pytest.raises(InputError, match="password") as refusal:
-        check_database(plain.replace("//", "//nobody:wrong@").replace("migvis@", ""))
-    assert "\n" not in str(refusal.value)
-    assert "wrong" not in str(refusal.value)
 
 
 def test_a_living_holder_is_named_at_once_even_a_stopped_one(place):

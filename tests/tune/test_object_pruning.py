@@ -136,7 +136,7 @@ def test_nothing_is_deleted_while_the_store_is_in_use_or_a_stage_is_built(storag
     with in_use(store):
         assert prune(storage, "--yes") == 2
         assert "in use by a study that runs" in capsys.readouterr().err
-    with acquire(store.lease("vae", "5" * 24), heartbeat=0.05):  # type: ignore[union-attr]
+    with acquire(store.lease("vae", "5" * 24), heartbeat=0.05):
         assert prune(storage, "--yes") == 2
         assert "is being built by process" in capsys.readouterr().err
     assert names(context) == before

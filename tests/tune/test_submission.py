@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from migvis.errors import InputError
-from tune.browsing import command_to_browse
+from tune.browsing import charts_of_trials, command_to_browse
 from tune.ray_session import job_server
 from tune.run import main
 from tune.study import Request
@@ -92,6 +93,21 @@ def test_a_job_knows_what_it_is_and_whence(monkeypatch, tmp_path) -> None:
     assert command_to_browse(tmp_path, "http://mlflow.lab:5000", "") == "open http://mlflow.lab:5000"
     monkeypatch.setattr("tune.browsing.submitted", lambda: replace(NOTE, address="http://127.0.0.1:8265"))
     assert command_to_browse(tmp_path, "http://127.0.0.1:5000", "").endswith("lab@HEAD")
+
+
+def test_the_page_of_charts_asks_for_the_trials_of_this_study_alone_and_unfolded() -> None:
+    page = urlsplit(charts_of_trials("http://me:secret@mlflow.lab:5000", "7", "first", "selectivity"))
+    assert (page.scheme, page.netloc) == ("http", "mlflow.lab:5000")
+    place, _, view = page.fragment.partition("?")
+    assert place == "/experiments/7/runs"
+    assert parse_qs(view) == {
+        "compareRunsMode": ["CHART"],
+        "workflowType": ["machine_learning"],
+        "searchFilter": ["tags.`migvis.study` = 'first' AND tags.`mlflow.parentRunId` LIKE '%'"],
+        "orderByKey": ["metrics.`selectivity`"],
+        "orderByAsc": ["false"],
+    }
+    assert charts_of_trials("sqlite:///mlflow.db", "1", "s", "m").startswith("http://127.0.0.1:5000/#/experiments/1/runs?")
 
 
 def test_other_versions_are_named() -> None:
