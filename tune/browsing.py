@@ -28,17 +28,16 @@ def command_to_browse(storage: Path, uri: str, default: str) -> str:
     return shlex.join(["mlflow", "server", "--backend-store-uri", shown, *destination, "--host", "127.0.0.1", "--workers", "1"])
 
 
-def charts_of_trials(uri: str, experiment_id: str, study: str, metric: str) -> str:
-    """The page with charts of a study's trials, best by `metric` first; on a laptop once `command_to_browse` was started.
+def charts_of_trials(uri: str, experiment_id: str, study_run: str, metric: str) -> str:
+    """The page with charts of the trials below a study's run, best by `metric` first; on a laptop once it is served.
 
     MLflow's own way there shows the study's run alone, with its trials folded away, and only among what it calls model training.
     Sorted by something else than time, trials are not folded.
     """
-    trials = f"tags.`migvis.study` = '{study}' AND tags.`mlflow.parentRunId` LIKE '%'"
     view = {
         "compareRunsMode": "CHART",
         "workflowType": "machine_learning",
-        "searchFilter": trials,
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{study_run}'",
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": "false",
     }

@@ -152,7 +152,7 @@ class StudyRun:
         self._say_where(problems)
 
     def _note_charts(self, writer: Writer) -> None:
-        self._charts = charts_of_trials(self.uri, writer.experiment_id, self.context.study, self.data.objectives[0])
+        self._charts = charts_of_trials(self.uri, writer.experiment_id, writer.parent_run(), self.data.objectives[0])
         if is_server(self.uri):  # it can be looked at while the study runs
             self.display.say(f"charts of trials: {self._charts}")
 

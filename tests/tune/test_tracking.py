@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 from optuna.exceptions import StorageInternalError
 
-from tune.browsing import command_to_browse
+from tune.browsing import charts_of_trials, command_to_browse
 from tune.ledger import TrialRecord
 from tune.tracking import Tracker
 from tune.tracking_uri import absolute, artifacts_folder, default_uri
@@ -133,6 +134,9 @@ def test_artifacts_of_another_database_are_kept_in_the_storage_too(storage, blan
     writer.trial_ended(record_of(0, storage))
     assert writer.client.get_run(memory[run_key(0)]).info.artifact_uri.startswith((storage / "mlflow-artifacts").as_uri())
     assert [path.name for path in elsewhere.iterdir()] == ["own.db"]
+    page = charts_of_trials(uri, writer.experiment_id, writer.parent_run(), "selectivity")
+    (trials,) = parse_qs(urlsplit(page).fragment.partition("?")[2])["searchFilter"]
+    assert [run.info.run_id for run in writer.client.search_runs([writer.experiment_id], trials)] == [memory[run_key(0)]]
     destination = f"--artifacts-destination {storage / 'mlflow-artifacts'}"
     assert destination in command_to_browse(storage, uri, default_uri(storage))
     postgres = command_to_browse(storage, "postgresql://me:secret@db/x", default_uri(storage))
