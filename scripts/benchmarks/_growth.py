@@ -119,7 +119,7 @@ def draw(growth: Growth, limit: float, path: Path) -> Path:
     allowed = limit * around(growth.service, EARLY)
     seconds.axhline(allowed, color="tab:red", linestyle="--", linewidth=1, label=f"limit: {limit:g} × trial {EARLY}")
     seconds.set(xlabel="trial", ylabel="seconds", title="Service seconds per trial, stages not included")
-    seconds.set_ylim(0, 1.6 * max(allowed, max(running_median(growth.service))))
+    seconds.set_ylim(0, 1.4 * max(allowed, *running_median(growth.service), *running_median(growth.cpu)))
     seconds.legend(fontsize=8, loc="upper left", edgecolor="none", framealpha=0.9, ncols=2)
     memory.plot(range(len(growth.memory)), growth.memory, color="black")
     memory.set(xlabel="trial", ylabel="MB", title="Resident memory of the driver")

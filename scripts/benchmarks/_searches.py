@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from scipy.stats import binom
 
@@ -25,15 +26,30 @@ def search(table: FactorialTable, sampler: SamplerName, seed: int) -> Iterator[E
     return simulate(table, sampler_by_number(sampler, distributions(table), OBJECTIVES, seed=seed, startup_trials=STARTUP))
 
 
-def first_at(history: Sequence[Ended], goal: float) -> float:
+class Tried(Protocol):
+    """A trial that ended, simulated or real: when, and the hypervolume of all that ended until then."""
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def hypervolume(self) -> float: ...
+
+
+def there(trial: Tried, goal: float) -> bool:
+    """Whether a search has the hypervolume `goal`; sums that differ by their order only are equal."""
+    return trial.hypervolume >= goal - _EQUAL
+
+
+def first_at(history: Sequence[Tried], goal: float) -> float:
     """Seconds at which a search first had the hypervolume `goal`, which it has in the end."""
-    return next(trial.seconds for trial in history if trial.hypervolume >= goal - _EQUAL)
+    return next(trial.seconds for trial in history if there(trial, goal))
 
 
 def reach(trials: Iterator[Ended], goal: float, longest: float) -> float:
     """Seconds until an endless search has the hypervolume `goal`, at most `longest`."""
     for trial in trials:
-        if trial.hypervolume >= goal - _EQUAL or trial.seconds > longest:
+        if there(trial, goal) or trial.seconds > longest:
             return min(trial.seconds, longest)
     raise AssertionError("a search does not end")
 

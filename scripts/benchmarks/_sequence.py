@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._studies import build_study_stages, opened
 from tune.context import StudyContext
 from tune.manifest import StageName
 from tune.progress import Display
@@ -24,7 +25,7 @@ from tune.space import apply
 from tune.stage_graph import topological
 from tune.study_config import StudyConfig
 from tune.study_data import open_data
-from tune.trial import EXPECTED_SECONDS, prepare, run_trial, seeds_of, stages_of
+from tune.trial import EXPECTED_SECONDS, run_trial, seeds_of, stages_of
 
 FILE = Path(__file__).parent / "sequence.json"
 STUDY = "sequence"
@@ -85,34 +86,14 @@ def play(config: StudyConfig, sequence: Sequence[dict[str, Any]], storage: Path)
 
     The data set is made before the clock starts, which runs while Ray starts and ends: the denoiser is fitted through it.
     """
-    import ray
-
-    from tune.search_session import connect
-
-    data = open_data(config, storage)
-    context = StudyContext(
-        storage=storage,
-        study=STUDY,
-        folder=storage / STUDY,
-        config=config,
-        data_path=data.path,
-        data_digest=data.digest,
-        rendered=data.rendered,
-        seed=0,
-        stages_root=storage / "stages",
-        workers=1,
-    )
+    context = opened(config, open_data(config, storage), storage, STUDY)
     expected = {name: EXPECTED_SECONDS[name] for name in ("prepare", "trial")}
     gated = []
     with Display(context.folder / "progress", expected, sys.stderr) as display:
         display.phase("prepare")
         display.trials(0, len(sequence))
         began = time.perf_counter()
-        connect(None, None)
-        try:
-            prepare(context)
-        finally:
-            ray.shutdown()
+        build_study_stages(context)
         context.reporter("prepare").done()
         display.phase("search")
         for number, params in enumerate(sequence):

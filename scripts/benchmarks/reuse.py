@@ -25,12 +25,12 @@ from benchmarks._paper import priced, study_seconds
 from benchmarks._paper_steps import measure
 from benchmarks._searches import SEEDS, at_equal_hypervolume, charged, median_bounds, search
 from benchmarks._sequence import Played, play, recorded
-from migvis.config import Configuration
+from benchmarks._studies import SMALL_BATCH, small_study
 from tune.factorial import FactorialTable
-from tune.study_config import STUDY_PRESETS, StudyConfig
+from tune.study_config import STUDY_PRESETS
 
 TRIALS = 100
-SMALL_TRIALS, SMALL_SEEDS, SMALL_SEQUENCE, SMALL_BATCH, SMALL_PAIRS = 12, 2, 3, 16, 4
+SMALL_TRIALS, SMALL_SEEDS, SMALL_SEQUENCE = 12, 2, 3
 RIVALS = {
     "keeping the study's stages": lambda kind: False,
     "keeping these and edits": lambda kind: kind in ("synthesis", "evaluation"),
@@ -61,17 +61,9 @@ def sequence(options: Options) -> Played:
     chosen, config = recorded(), STUDY_PRESETS["quick"]
     if options.small:
         chosen = [{**params, "infonce_batch": SMALL_BATCH} for params in chosen[:SMALL_SEQUENCE]]
-        config = _small(config)
+        config = small_study(config, configuration(True))
     with tempfile.TemporaryDirectory() as folder:
         return play(config, chosen, Path(folder))
-
-
-def _small(config: StudyConfig) -> StudyConfig:
-    small = configuration(True)
-    sections = {name: getattr(small, name) for name in Configuration.model_fields}
-    sections["denoiser"] = small.denoiser.model_copy(update={"training_steps": 2})
-    sections["synthesis"] = small.synthesis.model_copy(update={"trial_pairs": SMALL_PAIRS, "final_pairs": SMALL_PAIRS})
-    return config.model_copy(update=sections)
 
 
 def rows_of(played: Played) -> list[Row]:
