@@ -17,7 +17,8 @@ from tune.study_lock import running
 _EPILOG = """\
 A finished study keeps the stages of its selected trial and of its final stage, and those that all its trials share: it can
 be exported (any trial of it), synthesized anew and given more trials. An unfinished study keeps all that it has used, and
-its checkpoints; delete its folder, if it is abandoned, to free what it alone needs.
+its checkpoints, and an ablation all that its cases are read from; delete the folder of one that is abandoned, to free what
+it alone needs.
 
 Without --yes nothing is changed. With it, nothing is deleted while a study runs on this storage or a stage is being built;
 a study that is begun meanwhile waits. A prune that is killed leaves each stage whole or gone.

@@ -14,6 +14,7 @@ from pathlib import Path
 from migvis.errors import InputError
 from tune.leases import PATIENCE, holder
 from tune.manifest import NAME, StageName, name_of
+from tune.needs import needs_of
 from tune.object_store import ObjectStore
 from tune.object_trees import delete_tree
 from tune.pruning import (
@@ -23,7 +24,6 @@ from tune.pruning import (
     check_nothing_is_built,
     check_nothing_runs,
     claim,
-    needs_of,
     with_inputs,
 )
 from tune.redact import redact

@@ -1,53 +1,37 @@
 """Deleting the stages that no study needs any more, and what killed processes left behind.
 
-What a study needs is read from its own records, not worked out anew: keys change with the source, and the stages of an
-older study are no less its own. A finished study keeps what its selected trial, the stages shared by all its trials and
-its final stage used, with all inputs of these: with them it can be re-synthesized, exported and given more trials. Any
-other study keeps whatever it used or was about to use, its checkpoints included, because it may be resumed.
-
-What is guaranteed: nothing is deleted while a driver, a trial's process or another prune uses the store (tune.store_lock),
-nor while any stage is being built (tune.leases), by whomever. Each stage is renamed out of the store, with its lease held
-(unless the disk is too full to take one), and deleted afterwards; so it is whole or gone, wherever a prune is killed, and the
-next one deletes what is left. Who begins to read the store meanwhile, on a host that the lock does not reach, may find that a
-stage has vanished under it; that fails its trial, which is tried again, and harms no stage.
+What each study needs is told by tune.needs. What is guaranteed: nothing is deleted while a driver, a trial's process or another
+prune uses the store (tune.store_lock), nor while any stage is being built (tune.leases), by whomever. Each stage is renamed out
+of the store, with its lease held (unless the disk is too full to take one), and deleted afterwards; so it is whole or gone,
+wherever a prune is killed, and the next one deletes what is left. Who begins to read the store meanwhile, on a host that the lock
+does not reach, may find that a stage has vanished under it; that fails its trial, which is tried again, and harms no stage.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from migvis.errors import InputError
 from tune.folder_leases import FolderLease
 from tune.leases import PATIENCE, LeasePlace, acquire, holder
 from tune.manifest import StageName
+from tune.needs import StudyNeeds, needs_of, study_needs
 from tune.store import StageStore
 from tune.store_base import Store
 from tune.store_lock import StoreInUse, alone
 from tune.store_users import users
 from tune.study_lock import running
 
-_Value = TypeVar("_Value")
 _TRASH = ".trash-"
 _PLACES = (".partial", ".writing", ".damaged")
-
-
-@dataclass(frozen=True)
-class StudyNeeds:
-    """The stages that a study keeps, and why; inputs of theirs may not be among them."""
-
-    study: str
-    why: str
-    stages: frozenset[StageName]
 
 
 @dataclass(frozen=True)
@@ -90,46 +74,6 @@ class Pruned:
     remains: list[Path] = field(default_factory=list)
 
 
-def _read(path: Path, take: Callable[[Any], _Value]) -> _Value:
-    """`take` of a study's record. Raises InputError for one that is missing or damaged: what it needs is never guessed."""
-    try:
-        return take(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a study's record: {type(error).__name__}: {error}") from None
-
-
-def _names(stages: Iterable[Any]) -> set[StageName]:
-    return {(stage["kind"], stage["key"]) for stage in stages}
-
-
-def _used(path: Path) -> set[StageName]:
-    """What a study's prepare, trial or final stage used, and what it was about to use (tune.runner.Runner)."""
-    return _read(path, lambda content: _names(content["uses"]) | {(kind, key) for kind, key in content.get("wanted", [])})
-
-
-def study_needs(folder: Path, *, whole: bool = False) -> StudyNeeds:
-    """What the study in `folder` keeps; whole: all that it has used, as if it were unfinished.
-
-    Raises InputError where its records cannot be read.
-    """
-    summary = folder / "summary.json"
-    why = "--keep" if whole else "unfinished"
-    finished = _read(folder / "study.json", lambda content: bool(content["finished"]))
-    if finished and not whole:
-        trial = _read(summary, lambda content: int(content["selected"]["trial"]))
-        files = [folder / "uses" / f"{name}.json" for name in ("prepare", f"trial-{trial:03d}", "final")]
-        if all(path.is_file() for path in files):
-            needed = frozenset[StageName]().union(*map(_used, files))
-            return StudyNeeds(folder.name, f"finished; selected trial {trial}", needed)
-        why = "finished; its selected trial left no record of its own"
-    everything = set[StageName]().union(*map(_used, sorted((folder / "uses").glob("*.json"))))
-    if finished or summary.exists():
-        everything |= _read(summary, lambda content: _names(content["stages"]))
-    return StudyNeeds(folder.name, f"{why}: keeps all that it used", frozenset(everything))
-
-
 def with_inputs(names: Collection[StageName], store: Store) -> set[StageName]:
     """`names` and all stages of the store that they were made from."""
     by_key = {key: (kind, key) for kind, key in store.stages()}
@@ -167,15 +111,6 @@ def _store(storage: Path) -> StageStore:
     if not store.root.is_dir():
         raise InputError(f"--storage {storage}: holds no stages")
     return store
-
-
-def needs_of(storage: Path, keep: Collection[str]) -> list[StudyNeeds]:
-    """What each study of a storage folder keeps. Raises InputError where `keep` names none, or records cannot be read."""
-    folders = [path.parent for path in sorted(storage.glob("*/study.json"))]
-    for name in keep:
-        if name not in {folder.name for folder in folders}:
-            raise InputError(f"--keep {name}: there is no such study in {storage}")
-    return [study_needs(folder, whole=folder.name in keep) for folder in folders]
 
 
 def survey(storage: Path, keep: Collection[str] = ()) -> Survey:

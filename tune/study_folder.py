@@ -19,7 +19,9 @@ from migvis.errors import InputError
 from tune.database import sqlite_url
 from tune.study_config import StudyConfig
 
-_RESERVED = {"stages", "data", "mlflow-artifacts", "ablations"}
+ABLATIONS = "ablations"
+"""Where, in a storage folder, ablations are."""
+_RESERVED = {"stages", "data", "mlflow-artifacts", ABLATIONS}
 
 
 def default_storage() -> Path:

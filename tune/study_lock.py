@@ -17,7 +17,7 @@ from tune.database import DatabaseAway
 from tune.database_leases import DatabaseLease
 from tune.folder_leases import FolderLease
 from tune.leases import PATIENCE, Lease, LeasePlace, acquire_from_the_dead, holder, living_holder
-from tune.study_folder import StudyFailed
+from tune.study_folder import ABLATIONS, StudyFailed
 
 _SCOPE = "studies"
 _FOLDER = "driver"
@@ -91,7 +91,7 @@ def running(storage: Path, patience: float = PATIENCE) -> dict[str, str]:
 
     A driver on another host is watched until its lease moves, or has stood still for `patience` seconds.
     """
-    folders = [*sorted(storage.glob(f"*/{_FOLDER}")), *sorted(storage.glob(f"ablations/*/{_FOLDER}"))]
+    folders = [*sorted(storage.glob(f"*/{_FOLDER}")), *sorted(storage.glob(f"{ABLATIONS}/*/{_FOLDER}"))]
     held = [place for place in map(FolderLease, folders) if holder(place) is not None]
     if not held:
         return {}

@@ -21,6 +21,7 @@ from migvis.errors import InputError
 from tune import pruning
 from tune.context import StudyContext
 from tune.leases import acquire
+from tune.needs import write_ablation_needs
 from tune.pipeline import ensure
 from tune.pruning import check_nothing_is_built, prune, survey
 from tune.runner import Runner
@@ -29,7 +30,7 @@ from tune.store import StageName, StageStore
 from tune.store_lock import alone, in_use
 from tune.store_users import mark_user
 from tune.study_config import load_study_config
-from tune.study_folder import StudyRecord, write_json
+from tune.study_folder import ABLATIONS, StudyRecord, write_json
 from tune.study_lock import locked
 
 FORK = multiprocessing.get_context("fork")
@@ -153,6 +154,23 @@ def test_an_unfinished_study_keeps_all_that_it_used_and_the_checkpoint_of_what_i
     prune(tmp_path)
     assert stored(tmp_path) == names(denoiser(), *(vae(i) for i in (0, 1, 2)), *(critic(i) for i in (0, 1)))
     assert [path.exists() for path in left] == [True, False]
+
+
+def test_an_ablation_keeps_what_its_cases_are_read_from_and_the_checkpoint_of_what_is_missing(tmp_path: Path) -> None:
+    store = StageStore(tmp_path / "stages")
+    for number in range(3):
+        ensure(evaluation(number), store)
+    partial = store.root / ".partial" / evaluation(3).kind / evaluation(3).key
+    partial.mkdir(parents=True)
+    folder = tmp_path / ABLATIONS / "dose"
+    folder.mkdir(parents=True)
+    write_ablation_needs(folder, names(evaluation(1), evaluation(3)))
+    prune(tmp_path)
+    assert stored(tmp_path) == names(denoiser(), vae(1), critic(1), evaluation(1))
+    assert partial.exists()
+    shutil.rmtree(folder)
+    prune(tmp_path)
+    assert not stored(tmp_path)
 
 
 def test_keep_spares_a_finished_study_and_one_without_records_of_its_trial_keeps_all(tmp_path: Path) -> None:

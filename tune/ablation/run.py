@@ -21,6 +21,7 @@ from tune.ablation.study import Study
 from tune.ablation.tables import differences, values
 from tune.ablation.tracking import start_tracking, track_cells
 from tune.context import DataSummary, StudyContext
+from tune.needs import write_ablation_needs
 from tune.pages.table import Table
 from tune.pipeline import plan, topological
 from tune.progress import Display, duration
@@ -30,12 +31,9 @@ from tune.stages import EXPECTED_SECONDS, Stages
 from tune.store_lock import in_use
 from tune.study_config import StudyConfig
 from tune.study_data import open_data
-from tune.study_folder import write_json
+from tune.study_folder import ABLATIONS, write_json
 from tune.study_lock import locked
 from tune.summary import git_revision, machine
-
-FOLDER = "ablations"
-"""Where, in a storage folder, ablations are."""
 
 
 class NotHere(InputError):
@@ -77,7 +75,7 @@ def open_outcome(study: Study, settings: Settings) -> Outcome:
     context = StudyContext(
         storage=settings.storage,
         study=study.name,
-        folder=settings.storage / FOLDER / study.name,
+        folder=settings.storage / ABLATIONS / study.name,
         config=settings.config,
         data_path=data.path,
         data_digest=data.digest,
@@ -164,6 +162,7 @@ def run_ablation(study: Study, settings: Settings) -> tuple[Outcome, Path]:
     with ExitStack() as stack:
         check_held = stack.enter_context(locked(context.folder))
         stack.enter_context(in_use(outcome.store))
+        write_ablation_needs(context.folder, outcome.needed)
         display = stack.enter_context(Display(context.folder / "progress", _expected(outcome), unit="runs"))
         display.say(f"ablation {study.name}: {study.question}")
         tracker = start_tracking(outcome, settings.uri)
