@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from migvis import randomness
 from migvis.config import MAX_EDIT_STEP, DenoiserConfig
 from migvis.errors import InputError
 from migvis.training import WHOLE, FitResult, Progress, Shard, StepLoss, fit
-from migvis.unet import UNet
+from migvis.unet import UNet, compiled
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """ε_θ: (y_t [n, 1, H, W], t [n] int64) -> predicted noise [n, 1, H, W]."""
@@ -198,9 +199,11 @@ def fit_denoiser(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
+    compile_network: bool = False,
 ) -> tuple[UNet, FitResult]:
     """Fits ε_θ to training images [n, 1, H, W] in [−1, 1]; returns the averaged (EMA) U-Net in evaluation mode.
 
+    compile_network: as migvis.unet.compiled does, which pays where the fit is long.
     t is drawn in 1…T (training_times); images are flipped left to right at random. Raises FitError at a non-finite loss.
     """
     alphas = noise_schedule(config.diffusion_steps)
@@ -210,19 +213,20 @@ def fit_denoiser(
     unet = unet.to(device, images.dtype).train()
     images = images.to(device)
     unet.normalise_to(images)
-    result = fit(
-        unet,
-        denoiser_step(unet, images, config, seed, shard),
-        name="denoiser",
-        steps=config.training_steps,
-        learning_rate=config.learning_rate,
-        schedule="cosine",
-        ema_decay=config.ema_decay,
-        precision=precision,
-        checkpoint=checkpoint,
-        shard=shard,
-        progress=progress,
-    )
+    with compiled(unet) if compile_network else nullcontext():
+        result = fit(
+            unet,
+            denoiser_step(unet, images, config, seed, shard),
+            name="denoiser",
+            steps=config.training_steps,
+            learning_rate=config.learning_rate,
+            schedule="cosine",
+            ema_decay=config.ema_decay,
+            precision=precision,
+            checkpoint=checkpoint,
+            shard=shard,
+            progress=progress,
+        )
     return unet.eval().requires_grad_(False), result
 
 

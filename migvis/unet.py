@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +204,23 @@ class UNet(nn.Module):
             if index < len(self.up) - 1:
                 x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return functional.pixel_shuffle(self.head(functional.silu(self.norm(x))), self.patch)
+
+
+@contextmanager
+def compiled(unet: UNet) -> Iterator[None]:
+    """Within, `unet.network` is compiled by torch for the shapes that it meets.
+
+    Its first step then takes a minute, and each later one less. Where it cannot be compiled, as without a C compiler, it is
+    computed as ever, and torch warns.
+    """
+    import torch._dynamo  # takes seconds, which a fit that is not compiled should not pay
+
+    with torch._dynamo.config.patch(suppress_errors=True):
+        unet.network = torch.compile(unet.network, dynamic=False)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del unet.network
 
 
 def _start_at_zero(layer: nn.Module) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,30 @@ def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path,
     assert after.start_step == 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_fit_has_the_weights_of_a_plain_one_and_needs_no_compiler(tmp_path: Path, monkeypatch) -> None:
+    import torch._dynamo
+    import torch._inductor.config as inductor
+
+    images = normal(16, 1, 16, 16).clamp(-1, 1)
+    few = TINY.model_copy(update={"training_steps": 3})
+    plain, _ = fit_denoiser(images, few, seed=1)
+    torch._dynamo.utils.counters.clear()
+    fitted, _ = fit_denoiser(images, few, seed=1, compile_network=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert "network" not in vars(fitted), "what compiled code there is ends with the fit"
+    for ours, theirs in zip(fitted.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+    # Without a compiler, and without what an earlier one left on the disk.
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "none"),))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    without, _ = fit_denoiser(images, few, seed=1, compile_network=True)
+    assert all(map(torch.equal, without.state_dict().values(), plain.state_dict().values()))
 
 
 @pytest.mark.parametrize("recall", [0.0, 0.5, 1.0])

@@ -24,6 +24,10 @@ def precision() -> Literal["fp32", "bf16"]:
     return "bf16" if device() == "cuda" else "fp32"
 
 
+_LONG_FIT = 10_000
+"""Steps from which on compiling the denoiser pays: it takes a minute, and saved 7 of 98 ms a step on a CPU."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """How a fit is run: in this process, or through Ray Train by `count` workers of `threads` CPU threads each."""
@@ -78,6 +82,7 @@ def denoiser_job(
         progress=progress,
         device=device(),
         precision=precision(),
+        compile_network=config.training_steps >= _LONG_FIT,
     )
     if shard.rank == 0:
         save_denoiser(folder, unet.cpu())
