@@ -4,7 +4,9 @@ A Matérn-5/2 kernel with a length scale per input says what the hyperparameters
 to trial: a fitted VAE or critic is better or worse than its neighbours by chance, and so are all trials that use it. So each
 level of stages has a variance of its own, shared by the trials with the same stage of that level, and a single trial tells much
 of a stage's own luck. All of it is fitted by maximum a posteriori: a dozen trials do not determine nine parameters by their
-likelihood alone. The prior of the length scales grows with the number of inputs (Hvarfner, Hellsten and Nardi, 2024).
+likelihood alone. The prior of the length scales grows with the number of inputs, as in Hvarfner, Hellsten and Nardi (2024), but
+from a sixth of the range: with their longer ones the first dozen trials are all put down to chance, and a VAE next to a good one
+is expected to be no better than any other.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from scipy.optimize import minimize
 
 Values = NDArray[np.float64]
 
-_LENGTH_SPREAD = math.sqrt(3)
+_LENGTH, _LENGTH_SPREAD = 1 / 6, 1.0
+"""Median of the length scale of a single input, in units of its range, and the spread of its logarithm."""
+_MEAN_VARIANCE = 1.0
+"""Of the mean, in units of the hyperparameters' own: the mean of what was measured is not fair, as the best are tried most."""
 _CHANCE_MEAN, _CHANCE_SPREAD = -1.5, 1.0
 """Of the logarithms of the variances by chance, in units of the hyperparameters' own: of each about a fifth, give or take e.
 
@@ -72,7 +77,7 @@ def _factor(places: Places, parameters: Hyperparameters) -> Values:
     kernel, _, _ = _kernel(places, places, parameters.length)
     variance = np.exp(parameters.chance)
     shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, places))
-    return np.asarray(cholesky(kernel + shared + (variance[-1] + _JITTER) * np.eye(len(places)), lower=True))
+    return np.asarray(cholesky(_MEAN_VARIANCE + kernel + shared + (variance[-1] + _JITTER) * np.eye(len(places)), lower=True))
 
 
 def negative_log_posterior(places: Places, values: Values, parameters: Hyperparameters) -> tuple[float, Values]:
@@ -83,7 +88,7 @@ def negative_log_posterior(places: Places, values: Values, parameters: Hyperpara
     inputs = places.inputs.shape[1]
     factor = _factor(places, parameters)
     weights = cho_solve((factor, True), values)
-    typical = math.sqrt(2) + 0.5 * math.log(inputs)
+    typical = math.log(_LENGTH) + 0.5 * math.log(inputs)
     spread = np.append(np.full(inputs, _LENGTH_SPREAD), np.full(len(parameters.chance), _CHANCE_SPREAD))
     off = np.append(parameters.length - typical, parameters.chance - _CHANCE_MEAN) / spread
     total = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (off**2).sum()
@@ -121,9 +126,10 @@ def predict(
     standard = (values - middle) / scale
     variance = np.exp(parameters.chance)
     factor = _factor(places, parameters)
-    cross = _kernel(places, at, parameters.length)[0] + np.einsum("l,lnm->nm", variance[:-1], _same(places, at))
+    shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, at))
+    cross = _MEAN_VARIANCE + _kernel(places, at, parameters.length)[0] + shared
     explained = (solve_triangular(factor, cross, lower=True) ** 2).sum(0)
-    spread = np.sqrt(np.maximum(1 + variance.sum() - explained, 0.0))
+    spread = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() - explained, 0.0))
     mean = cross.T @ cho_solve((factor, True), standard) * scale + middle
     return np.asarray(mean), np.asarray(spread * scale), float(np.sqrt(variance[-1]) * scale)
 

@@ -19,12 +19,12 @@ def matern(first: np.ndarray, second: np.ndarray, length: np.ndarray) -> float:
 
 
 def naive_covariance(first: Places, second: Places, parameters: Hyperparameters) -> np.ndarray:
-    """Of the values without a trial's own chance, entry by entry."""
+    """Of the values without a trial's own chance, entry by entry; the mean's own variance is 1."""
     length, shared = np.exp(parameters.length), math.exp(parameters.chance[0])
     return np.array(
         [
             [
-                matern(a, b, length) + shared * (same_a[0] == same_b[0])
+                1 + matern(a, b, length) + shared * (same_a[0] == same_b[0])
                 for b, same_b in zip(second.inputs, second.stages, strict=True)
             ]
             for a, same_a in zip(first.inputs, first.stages, strict=True)
@@ -50,7 +50,7 @@ def test_predictions_are_the_textbook_formula() -> None:
     cross = naive_covariance(places, at, PARAMETERS)
     standard = (values - values.mean()) / values.std()
     mean = values.mean() + values.std() * cross.T @ inverse @ standard
-    variance = 1 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)
+    variance = 2 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)
     predicted, sd, chance = predict(places, values, PARAMETERS, at)
     np.testing.assert_allclose(predicted, mean, rtol=1e-8)
     np.testing.assert_allclose(sd, values.std() * np.sqrt(variance), rtol=1e-8)
@@ -63,7 +63,7 @@ def test_the_posterior_is_likelihood_times_prior() -> None:
 
     def expected(parameters: Hyperparameters) -> float:
         covariance = naive_covariance(places, places, parameters) + (math.exp(parameters.chance[1]) + 1e-6) * np.eye(9)
-        prior = sum((one - math.sqrt(2) - 0.5 * math.log(2)) ** 2 / 6 for one in parameters.length)
+        prior = sum((one + math.log(6) - 0.5 * math.log(2)) ** 2 / 2 for one in parameters.length)
         prior += sum((one + 1.5) ** 2 / 2 for one in parameters.chance)
         return prior - multivariate_normal.logpdf(standard, cov=covariance)
 
@@ -93,6 +93,27 @@ def test_an_input_that_does_not_matter_gets_a_long_scale() -> None:
     mean, sd, _ = predict(without_stages(inputs), np.sin(7 * inputs[:, 1]), fitted, without_stages(at))
     assert np.abs(mean - np.sin(7 * at[:, 1])).max() < 0.4
     assert sd.max() < 0.6
+
+
+def test_the_mean_is_not_that_of_the_stage_that_was_tried_most() -> None:
+    generator = np.random.default_rng(5)
+    inputs = np.vstack([0.1 + 0.02 * generator.random((12, 2)), [[0.1, 0.9]]])
+    places = Places(inputs, np.array([[0]] * 12 + [[1]]))
+    values = np.array([1.0] * 12 + [0.0]) + 0.01 * generator.standard_normal(13)
+    far = Places(np.array([[0.95, 0.5]]), np.array([[2]]))
+    mean, _, _ = predict(places, values, Hyperparameters(np.array([-1.5, -1.5]), np.array([-1.0, -2.0])), far)
+    assert values.mean() > 0.9
+    assert 0.4 < mean[0] < 0.7
+
+
+def test_a_neighbour_of_the_good_is_expected_to_be_better_than_a_stranger() -> None:
+    """From two stages, before anything could tell what matters."""
+    places = Places(np.array([[0.2, 0.2, 0.5], [0.2, 0.2, 0.6], [0.8, 0.9, 0.5]]), np.array([[0], [0], [1]]))
+    values = np.array([0.3, 0.28, 0.0])
+    at = Places(np.array([[0.3, 0.2, 0.5], [0.8, 0.2, 0.5]]), np.array([[2], [3]]))
+    mean, sd, _ = predict(places, values, fit_hyperparameters(places, values), at)
+    assert mean[0] > mean[1] + 0.03
+    assert sd[0] < sd[1]
 
 
 def test_luck_is_told_apart_into_that_of_a_stage_and_that_of_a_trial() -> None:
