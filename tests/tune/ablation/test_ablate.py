@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tune.ablate import main
+from tune.pruning import survey
 
 ROOT = Path(__file__).parents[3]
 TABLES = ("values_M1", "differences_M1")
@@ -52,6 +53,9 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
         ("without KL", 1),
     ]
     assert first["built_seconds"] > 0
+    pruned = survey(storage)
+    assert pruned.kept
+    assert not pruned.unneeded, "all of the store was built for the ablation, which needs it"
     page = (folder / "report.html").read_text()
     for words in ("Is the KL term needed?", "without KL", "data:image/png;base64,", "difference to full", "vae.kl_weight = 0.0"):
         assert words in page
