@@ -146,8 +146,8 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     hooks = load_hooks()
     config, storage = opened.config, opened.storage
     if not request.dry_run:
-        # Ray takes seconds to import: beside the making of a data set, by a thread whose end the interpreter awaits.
-        threading.Thread(target=importlib.import_module, args=("tune.study_run",), name="imports").start()
+        # Beside the making of a data set, by a thread whose end the interpreter awaits.
+        threading.Thread(target=_import_ray, name="imports").start()
     data = hooks.open_data(config, storage)
     space = SearchSpace.of(config, data.training_pictures)
     created = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -215,6 +215,13 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
                 line = request.resume_line(context.study)
                 raise InputError(f"--storage {storage}: is full; free some space, and go on with: {line}") from error
             raise
+
+
+def _import_ray() -> None:
+    """What takes seconds to import, with what Ray itself imports when it starts, where there is all of it."""
+    importlib.import_module("tune.study_run")
+    with suppress(ImportError):
+        importlib.import_module("ray.dashboard.optional_deps")
 
 
 def _all(checks: Iterable[Callable[[], None]]) -> None:
