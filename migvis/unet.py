@@ -216,11 +216,11 @@ def compiled(unet: UNet) -> Iterator[None]:
     import torch._dynamo  # takes seconds, which a fit that is not compiled should not pay
 
     with torch._dynamo.config.patch(suppress_errors=True):
-        unet.network = torch.compile(unet.network, dynamic=False)  # type: ignore[method-assign]
+        vars(unet)["network"] = torch.compile(unet.network, dynamic=False)  # hides the class's own
         try:
             yield
         finally:
-            del unet.network
+            del vars(unet)["network"]
 
 
 def _start_at_zero(layer: nn.Module) -> None:

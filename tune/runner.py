@@ -16,8 +16,20 @@ from tune.context import StudyContext
 from tune.manifest import StageName
 from tune.pipeline import StageResult, StageUse, ensure, ensure_together, topological
 from tune.pipeline import logger as pipeline_logger
+from tune.progress import Reporter
 from tune.stage_graph import Stage
 from tune.study_folder import write_json
+
+
+class _Shown(logging.Handler):
+    """Shows warnings as lines in the terminal."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.line(f"WARNING: {record.getMessage()}")
 
 
 class Runner:
@@ -60,8 +72,7 @@ class Runner:
     @contextmanager
     def _warnings_shown(self) -> Iterator[None]:
         """Shows in the terminal what the pipeline warns of, such as a damaged stage, from whichever process this is."""
-        handler = logging.Handler(logging.WARNING)
-        handler.emit = lambda record: self.reporter.line(f"WARNING: {record.getMessage()}")  # type: ignore[method-assign]
+        handler = _Shown(self.reporter)
         pipeline_logger.addHandler(handler)
         try:
             yield
