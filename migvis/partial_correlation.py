@@ -18,20 +18,21 @@ def partial_correlation(z: Tensor, mean: Tensor, log_var: Tensor, group_count: i
     z [b, D] is one sample of each posterior N(mean, exp(log_var)) [b, D], a batch of a data set of N =
     `dataset_size` samples. log q(z_i) ≈ logsumexp_j(log q(z_i|x_j) + log w_ij) with w_ii = 1/N and
     w_ij = (N − 1)/(N(b − 1)), and the same within each group of D / group_count columns; b = N is the exact
-    mixture. Narrow posteriors saturate it at (G − 1)·log N. It has a first derivative only, and goes through
-    torch.func.vmap. The tensors are float32 or float64.
+    mixture. Narrow posteriors saturate it at (G − 1)·log N. It has a first derivative only. Those of K models at
+    once are [K] of [K, b, D]. The tensors are float32 or float64.
 
     Raises InputError for b = 1, b > N, and a D that the groups do not divide.
     """
-    batch, latent_count = z.shape
+    batch, latent_count = z.shape[-2:]
     if batch < 2:
         raise InputError(f"partial_correlation: the batch needs at least 2 samples, got {batch}")
     if batch > dataset_size:
         raise InputError(f"partial_correlation: dataset_size {dataset_size} is smaller than the batch of {batch}")
     if group_count < 1 or latent_count % group_count:
         raise InputError(f"partial_correlation: {latent_count} latent dimensions do not divide into {group_count} groups")
-    values: Tensor = _PartialCorrelation.apply(z[None], mean[None], log_var[None], group_count, dataset_size)[0]
-    return values[0]
+    of_models = (tensor.reshape(-1, batch, latent_count) for tensor in (z, mean, log_var))
+    values: Tensor = _PartialCorrelation.apply(*of_models, group_count, dataset_size)
+    return values.view(z.shape[:-2])
 
 
 CHUNK_NUMBERS = 4 * 4 * 128**2
@@ -39,33 +40,18 @@ CHUNK_NUMBERS = 4 * 4 * 128**2
 
 
 class _PartialCorrelation(torch.autograd.Function):
-    """z, mean, log_var [K, b, D] of K models -> PC [K] and its three gradients, by which backward only scales."""
+    """z, mean, log_var [K, b, D] of K models -> PC [K]. The gradients are found with it, and backward only scales them."""
 
     @staticmethod
-    def forward(z: Tensor, mean: Tensor, log_var: Tensor, group_count: int, dataset_size: int) -> tuple[Tensor, ...]:
-        return _value_and_gradients(z, mean, log_var, group_count, dataset_size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
+    def forward(ctx: Any, z: Tensor, mean: Tensor, log_var: Tensor, group_count: int, dataset_size: int) -> Tensor:
+        values, *gradients = _value_and_gradients(z, mean, log_var, group_count, dataset_size)
+        ctx.save_for_backward(*gradients)
+        return values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, value: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, value: Tensor) -> tuple[Tensor | None, ...]:
         return *(value[:, None, None] * gradient for gradient in ctx.saved_tensors), None, None
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], z: Tensor, mean: Tensor, log_var: Tensor, group_count: int, dataset_size: int
-    ) -> tuple[tuple[Tensor, ...], int]:
-        models = info.batch_size
-        whole = (
-            tensor.expand(models, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip((z, mean, log_var), in_dims, strict=False)
-        )
-        outputs = _PartialCorrelation.apply(*(tensor.flatten(0, 1) for tensor in whole), group_count, dataset_size)
-        return tuple(output.unflatten(0, (models, -1)) for output in outputs), 0
 
 
 def _value_and_gradients(
@@ -92,7 +78,8 @@ def _value_and_gradients(
     own = math.log((batch - 1) / (dataset_size - 1))
     saturation = (group_count - 1) * math.log(dataset_size)
     left, right = features.flatten(0, 1), coefficients.flatten(0, 1)  # [K G, 2 D_g + 1, b]
-    of_left, of_right = torch.empty_like(left), torch.empty_like(right)
+    rank = samples.shape[2]
+    of_left, of_right = torch.empty_like(left[:, : 2 * rank]), torch.empty_like(right)
     values = z.new_empty(models)
     chunk = min(models, max(1, CHUNK_NUMBERS // (group_count * batch**2)))
     # Memory that is allocated anew for each chunk would cost more than what is computed in it.
@@ -103,8 +90,9 @@ def _value_and_gradients(
         rows = slice(start * group_count, (start + count) * group_count)
         groups, logits, weights = (whole[:count] for whole in (all_groups, all_logits, all_weights))
         torch.bmm(left[rows].mT, right[rows], out=groups.flatten(0, 1))
-        logits[:, 0] = groups.sum(dim=1)
+        # From here float32 is enough: a density has an upper bound, so what is of a large size is too small to count.
         logits[:, 1:] = groups
+        torch.sum(logits[:, 1:], dim=1, out=logits[:, 0])
         logits.diagonal(dim1=2, dim2=3).add_(own)
         torch.softmax(logits, dim=3, out=weights)
         # logsumexp by the largest term, as far from underflow as softmax is
@@ -112,12 +100,11 @@ def _value_and_gradients(
         entropies = total - logits.diagonal(dim1=2, dim2=3)
         values[start : start + count] = (entropies[:, 0] - entropies[:, 1:].sum(dim=1)).mean(dim=1) + saturation
         slope = groups.copy_(torch.sub(weights[:, :1], weights[:, 1:], out=logits[:, 1:])).flatten(0, 1)
-        torch.bmm(right[rows], slope.mT, out=of_left[rows])
+        torch.bmm(right[rows, : 2 * rank], slope.mT, out=of_left[rows])
         torch.bmm(left[rows], slope, out=of_right[rows])
 
-    rank = samples.shape[2]
-    of_features, of_coefficients = (part.view_as(features) / batch for part in (of_left, of_right))
-    in_square, in_sample, _ = of_features.tensor_split((rank, 2 * rank), dim=2)
+    of_features, of_coefficients = (part.div_(batch).unflatten(0, (models, group_count)) for part in (of_left, of_right))
+    in_square, in_sample = of_features.split(rank, dim=2)
     in_precision, in_weighted, in_constant = of_coefficients.tensor_split((rank, 2 * rank), dim=2)
     in_z = 2 * samples * in_square + in_sample
     in_mean = precision * in_weighted - in_constant * weighted

@@ -6,7 +6,8 @@ group 2 the category, where the data have these labels; the other groups are uns
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ class NeuralVAE(nn.Module):
     A label count of 0 means that the label is absent, and its read-out with it. Buffers hold what turns raw
     values into the model's: response_mean and response_scale [N], pose_mean and pose_scale [pose_count], and
     latent_scale [D], the sd of posterior means over the training images.
+
+    What `stacked` returns holds the weights of K VAEs. It takes and gives K of everything, [K, n, …] for [n, …].
     """
 
     response_mean: Tensor
@@ -46,14 +49,14 @@ class NeuralVAE(nn.Module):
         self.group_count, self.group_rank = config.group_count, config.group_rank
         self.latent_count = config.group_count * config.group_rank
         width = config.hidden_width
-        self.encoder = nn.Sequential(nn.Linear(unit_count, width), nn.ReLU(), nn.Linear(width, 2 * self.latent_count))
-        self.decoder = nn.Sequential(nn.Linear(self.latent_count, width), nn.ReLU(), nn.Linear(width, unit_count))
+        self.encoder = nn.Sequential(Linear(unit_count, width), nn.ReLU(), Linear(width, 2 * self.latent_count))
+        self.decoder = nn.Sequential(Linear(self.latent_count, width), nn.ReLU(), Linear(width, unit_count))
         self.pose_readout: nn.Module | None = None
         self.category_readout: nn.Module | None = None
         if pose_count:
-            self.pose_readout = Diagonal(pose_count) if config.readout == "diagonal" else nn.Linear(self.group_rank, pose_count)
+            self.pose_readout = Diagonal(pose_count) if config.readout == "diagonal" else Linear(self.group_rank, pose_count)
         if category_count:
-            self.category_readout = nn.Linear(self.group_rank, category_count)
+            self.category_readout = Linear(self.group_rank, category_count)
         self.register_buffer("response_mean", torch.zeros(unit_count))
         self.register_buffer("response_scale", torch.ones(unit_count))
         self.register_buffer("pose_mean", torch.zeros(pose_count))
@@ -70,7 +73,7 @@ class NeuralVAE(nn.Module):
 
     def encode_normalised(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
         """Z-scored responses [n, N] -> mean and log-variance of q(z|x), each [n, D]."""
-        mean, log_var = self.encoder(normalised).chunk(2, dim=1)
+        mean, log_var = self.encoder(normalised).chunk(2, dim=-1)
         return mean, log_var.clamp(*LOG_VARIANCE_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class NeuralVAE(nn.Module):
 
     def group(self, z: Tensor, group: int) -> Tensor:
         """Latents [n, D] -> those of group 1…G [n, D_g]."""
-        return z[:, (group - 1) * self.group_rank : group * self.group_rank]
+        return z[..., (group - 1) * self.group_rank : group * self.group_rank]
 
     def read_pose(self, z: Tensor) -> Tensor:
         """Latents [n, D] -> z-scored pose labels [n, pose_count], from group 1. InputError without pose labels."""
@@ -97,6 +100,15 @@ class NeuralVAE(nn.Module):
         return logits
 
 
+class Linear(nn.Linear):
+    """nn.Linear; with stacked weights [K, out, in] K of them, [K, n, in] -> [K, n, out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.ndim == 2:
+            return super().forward(x)
+        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+
+
 class Diagonal(nn.Module):
     """One factor per dimension, [n, k] -> [n, k]: label k is read from latent k alone, so the group is axis-aligned."""
 
@@ -105,12 +117,28 @@ class Diagonal(nn.Module):
         self.weight = nn.Parameter(torch.ones(count))
 
     def forward(self, z: Tensor) -> Tensor:
-        return z * self.weight
+        return z * self.weight[..., None, :]
+
+
+def stacked(vaes: Sequence[NeuralVAE]) -> NeuralVAE:
+    """K VAEs of one shape as one, each of whose weights is theirs along a new first axis; the buffers are the first's."""
+    stack = copy.deepcopy(vaes[0])
+    for name, own in zip(dict(stack.named_parameters()), zip(*(vae.parameters() for vae in vaes), strict=True), strict=True):
+        module, _, parameter = name.rpartition(".")
+        stack.get_submodule(module).register_parameter(parameter, nn.Parameter(torch.stack(own).detach()))
+    return stack
+
+
+@torch.no_grad()
+def unstack(stack: NeuralVAE, vaes: Sequence[NeuralVAE]) -> None:
+    """Gives K VAEs the weights that `stack`, made by `stacked`, has for each."""
+    for weights, *own in zip(stack.parameters(), *(vae.parameters() for vae in vaes), strict=True):
+        torch._foreach_copy_(own, weights.unbind())
 
 
 def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(q(z|x) ‖ N(0, I)) of [n, D] in nats, a mean over samples *and dimensions*."""
-    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean()
+    """KL(q(z|x) ‖ N(0, I)) of [n, D] in nats, a mean over samples *and dimensions*; [K] of [K, n, D]."""
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean(dim=(-2, -1))
 
 
 class LossWeights(NamedTuple):
@@ -137,25 +165,32 @@ def training_loss(
 
     normalised [n, N], pose [n, k] z-scored, category int64 [n], noise [n, D] standard normal. Means over
     samples are scaled so that their mean over workers is the global batch's. The loss holds PC only `with_pc`.
+    A `stacked` VAE of K takes [K, n, …] of each and returns [K], on one worker.
     """
-    share = shard.share(len(normalised), rows)
+    share = shard.share(normalised.shape[-2], rows)
     mean, log_var = vae.encode_normalised(normalised)
     z = mean + (0.5 * log_var).exp() * noise
-    terms = {"mse": share * F.mse_loss(vae.decode(z), normalised), "kl": share * kl_divergence(mean, log_var)}
+    terms = {"mse": share * _mean_square(vae.decode(z) - normalised), "kl": share * kl_divergence(mean, log_var)}
     loss = terms["mse"] + weights.kl * terms["kl"]
     if pose is not None:
-        terms["pose"] = share * F.mse_loss(vae.read_pose(z), pose)
+        terms["pose"] = share * _mean_square(vae.read_pose(z) - pose)
         loss = loss + weights.pose * terms["pose"]
     if category is not None:
-        terms["category"] = share * F.cross_entropy(vae.read_category(z), category)
+        logits = vae.read_category(z)
+        cross_entropies = F.cross_entropy(logits.flatten(0, -2), category.flatten(), reduction="none")
+        terms["category"] = share * cross_entropies.view_as(category).mean(dim=-1)
         loss = loss + weights.category * terms["category"]
     if with_pc:
-        z, mean, log_var = gather(torch.cat([z, mean, log_var], dim=1), shard, rows).chunk(3, dim=1)
+        z, mean, log_var = gather(torch.cat([z, mean, log_var], dim=-1), shard, rows).chunk(3, dim=-1)
         with torch.autocast(z.device.type, enabled=False):
             z, mean, log_var = (tensor.to(normalised.dtype) for tensor in (z, mean, log_var))
             terms["pc"] = partial_correlation(z, mean, log_var, vae.group_count, dataset_size)
         loss = loss + weights.partial_correlation * terms["pc"]
     return loss, terms
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    return error.square().mean(dim=(-2, -1))
 
 
 def standard(config: VAEConfig) -> VAEConfig:

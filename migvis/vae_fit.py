@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from migvis import randomness
 from migvis.config import VAEConfig
 from migvis.errors import InputError
 from migvis.training import WHOLE, FitResult, Progress, Shard, check_finite, fit
-from migvis.vae import LossWeights, NeuralVAE, loss_weights, training_loss
+from migvis.vae import LossWeights, NeuralVAE, loss_weights, stacked, training_loss, unstack
 
 LOG_EVERY = 50
 ROTATION_COUNT = 3
@@ -83,10 +83,9 @@ def fit_vaes(
 ) -> list[tuple[NeuralVAE, FitResult]]:
     """What `fit_vae` returns for each of K configurations and its seed, all fitted at once.
 
-    The K networks are stacked, and each step is one batched program (torch.func.vmap) on K batches: a small VAE's
-    step is bound by the number of its operations, not by their size. They equal separate fits up to the rounding of
-    `precision`, which a fit amplifies: seen were up to 2e-4 of a weight in float32, 1e-2 in bf16. The seconds
-    of each are its share of the whole.
+    The K networks are stacked, and each step is one batched program on K batches: a small VAE's step is bound by
+    the number of its operations, not by their size. They equal separate fits up to rounding: seen on a CPU was 1e-6
+    of a weight after a thousand steps. The seconds of each are its share of the whole.
 
     names: what a FitError calls the K fits. Raises what `fit_vae` raises, and InputError unless
     `can_be_fitted_together`; a loss that is not finite ends all K.
@@ -101,14 +100,17 @@ def fit_vaes(
     by_term = zip(*map(loss_weights, configs), strict=True)
     weights = LossWeights(*(torch.tensor(own, dtype=dtype, device=device) for own in by_term))
     always_with_pc = any(config.pc_weight > 0 for config in configs)
-    stack = _Stack(vaes)
+    stack = stacked(vaes)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batches = [randomness.epoch_batch(seed, "vae/batch", step, data.count, data.rows) for seed in seeds]
         samples = torch.stack(batches).to(device)
         noise = randomness.normal_of_each(seeds, "vae/noise", step, samples, (latent_count,)).to(dtype)
         logged = data.is_logged(step)
-        losses, terms = stack.losses(data, weights, samples, noise, with_pc=always_with_pc or logged)
+        losses, terms = training_loss(
+            stack, *data.take(samples), noise, weights=weights, dataset_size=data.count, rows=data.rows, shard=WHOLE,
+            with_pc=always_with_pc or logged,
+        )  # fmt: skip
         total = losses.sum()
         # On an accelerator the loss is waited for at logged steps only.
         finite = bool(total.isfinite()) if logged or total.device.type == "cpu" else True
@@ -128,9 +130,10 @@ def fit_vaes(
         learning_rate=rates[0] if len(set(rates)) == 1 else torch.tensor(rates, dtype=dtype, device=device),
         checkpoint=checkpoint, progress=progress, log_every=LOG_EVERY, precision=precision,
     )  # fmt: skip
+    unstack(stack, vaes)
     fitted = []
     for index, vae in enumerate(vaes):
-        stack.copy_to(index, vae)
+        vae.eval()
         suffix = f"/{index}"
         curves = {name.removesuffix(suffix): curve for name, curve in result.curves.items() if name.endswith(suffix)}
         data.finish(vae, curves)
@@ -154,55 +157,6 @@ def _learns_pose(config: VAEConfig) -> bool:
 
 def _learns_category(config: VAEConfig) -> bool:
     return config.supervision_weight * config.category_weight > 0
-
-
-class _Loss(nn.Module):
-    """The training loss as the forward pass of a module, as torch.func.functional_call asks for."""
-
-    def __init__(self, vae: NeuralVAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, batch: Mapping[str, Tensor], weights: LossWeights, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return training_loss(
-            self.vae, batch["normalised"], batch.get("pose"), batch.get("category"), batch["noise"], weights=weights, **options
-        )
-
-
-class _Stack(nn.Module):
-    """The weights of K VAEs of one shape, each stacked along a new first axis."""
-
-    def __init__(self, vaes: Sequence[NeuralVAE]) -> None:
-        super().__init__()
-        losses: list[nn.Module] = [_Loss(vae) for vae in vaes]
-        stacked, _ = torch.func.stack_module_state(losses)
-        self.names = list(stacked)
-        self.weights = nn.ParameterList(nn.Parameter(weight.detach().contiguous()) for weight in stacked.values())
-        # In a tuple, so that its own weights are not among this module's.
-        self._template = (losses[0],)
-
-    def losses(
-        self, data: _TrainingData, weights: LossWeights, samples: Tensor, noise: Tensor, *, with_pc: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [K] and terms [K] each on the stimuli `samples` [K, b] with noise [K, b, D]."""
-        options = {"dataset_size": data.count, "rows": data.rows, "shard": WHOLE, "with_pc": with_pc}
-        named = zip(("normalised", "pose", "category", "noise"), (*data.take(samples), noise), strict=True)
-        batch = {name: tensor for name, tensor in named if tensor is not None}
-
-        def loss(parameters: dict[str, Tensor], batch: dict[str, Tensor], weights: LossWeights) -> Any:
-            return torch.func.functional_call(self._template[0], parameters, (batch, weights), options)
-
-        parameters = dict(zip(self.names, self.weights, strict=True))
-        result: tuple[Tensor, dict[str, Tensor]] = torch.func.vmap(loss)(parameters, batch, weights)
-        return result
-
-    @torch.no_grad()
-    def copy_to(self, index: int, vae: NeuralVAE) -> None:
-        """Gives a VAE the weights of model `index`."""
-        own = dict(vae.named_parameters(prefix="vae"))
-        for name, weight in zip(self.names, self.weights, strict=True):
-            own[name].copy_(weight[index])
-        vae.eval()
 
 
 @dataclass(frozen=True)

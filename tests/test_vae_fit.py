@@ -48,7 +48,7 @@ def closest(pair: tuple[dict[str, Tensor], dict[str, Tensor]], **tolerance: floa
         torch.testing.assert_close(tensor, pair[1][name], **tolerance)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_each_of_many_is_its_separate_fit(stimuli: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, tolerance: float) -> None:
     responses, pose, category = stimuli
     fitted = fit_vaes(responses.to(dtype), pose, category, CONFIGS, SEEDS, category_count=3)
@@ -111,16 +111,13 @@ def test_partial_correlation_of_many_models_is_that_of_each() -> None:
     arguments = [normal(name, 3, 20, 6).requires_grad_() for name in ("z", "mean", "log_var")]
     assert arguments[0].shape == shape
     weights = torch.tensor([1.0, -2.0, 0.5]).double()
-    together = torch.func.vmap(lambda *one: partial_correlation(*one, 3, 50))(*arguments)
+    together = partial_correlation(*arguments, 3, 50)
     alone = torch.stack([partial_correlation(*one, 3, 50) for one in zip(*arguments, strict=True)])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     gradients = (torch.autograd.grad((weights * value).sum(), arguments) for value in (together, alone))
     for ours, expected in zip(*gradients, strict=True):
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    # One argument that all models share.
-    shared = torch.func.vmap(lambda z, mean: partial_correlation(z, mean, arguments[2][0], 3, 50))(*arguments[:2])
-    torch.testing.assert_close(shared[1], partial_correlation(arguments[0][1], arguments[1][1], arguments[2][0], 3, 50))
 
 
 @pytest.mark.parametrize("models_at_a_time", [1, 2, 3])
@@ -128,11 +125,15 @@ def test_partial_correlation_does_not_depend_on_how_many_models_are_worked_on_at
     monkeypatch: pytest.MonkeyPatch, models_at_a_time: int
 ) -> None:
     arguments = [normal(name, 5, 20, 6) for name in ("z", "mean", "log_var")]
-    together = torch.func.vmap(lambda *one: partial_correlation(*one, 3, 50))
-    gradient = torch.func.grad(lambda *all_: together(*all_).sum(), argnums=(0, 1, 2))
-    expected = together(*arguments), *gradient(*arguments)
+
+    def value_and_gradients() -> tuple[Tensor, ...]:
+        leaves = [argument.clone().requires_grad_() for argument in arguments]
+        value = partial_correlation(*leaves, 3, 50)
+        return value.detach(), *torch.autograd.grad(value.sum(), leaves)
+
+    expected = value_and_gradients()
     monkeypatch.setattr("migvis.partial_correlation.CHUNK_NUMBERS", models_at_a_time * 3 * 20**2)
-    for ours, theirs in zip((together(*arguments), *gradient(*arguments)), expected, strict=True):
+    for ours, theirs in zip(value_and_gradients(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
