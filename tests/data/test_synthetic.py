@@ -33,34 +33,56 @@ def test_rotations_are_proper_and_follow_the_stated_order() -> None:
 
 def test_an_ellipsoid_covers_its_projected_ellipse_and_is_lit_by_the_cosine() -> None:
     """Rays through one ellipsoid against the quadratic solved point by point."""
-    center, half = torch.tensor([[[0.1, 0.05, -0.1]]]), torch.tensor([[[0.5, 0.3, 0.2]]])
-    frame = rotation_matrix(torch.tensor([[20.0, 35.0, -15.0]]))[None]
+    center, half = torch.tensor([[9.0, 9.0, 9.0], [0.1, 0.05, -0.1]]), torch.tensor([[0.1, 0.1, 0.1], [0.5, 0.3, 0.2]])
+    frame = rotation_matrix(torch.tensor([[0.0, 0.0, 0.0], [20.0, 35.0, -15.0]]))
     generator = torch.Generator().manual_seed(0)
-    y, z = (torch.rand(2, 1, 1, 400, generator=generator) * 1.4 - 0.7).unbind(0)
+    y, z = (torch.rand(2, 400, generator=generator) * 1.4 - 0.7).unbind(0)
     light = torch.tensor([0.0, 0.6, 0.8])
-    depth, cosine = renderer._ellipsoid_hits(center, half, frame, y, z, light)
+    depth, cosine = renderer._ellipsoid_hits(center, half, frame, torch.ones(400, dtype=torch.int64), y, z, light)
     for ray in range(40):
         walk = torch.linspace(-0.8, 0.8, 4001)
-        points = torch.stack([walk, y[0, 0, ray].expand(4001), z[0, 0, ray].expand(4001)], dim=1) - center[0, 0]
-        within = (((points @ frame[0, 0]) / half[0, 0]) ** 2).sum(1) <= 1
+        points = torch.stack([walk, y[ray].expand(4001), z[ray].expand(4001)], dim=1) - center[1]
+        within = (((points @ frame[1]) / half[1]) ** 2).sum(1) <= 1
         nearest = float(walk[within].max()) if bool(within.any()) else -math.inf
-        assert depth[0, 0, ray].item() == pytest.approx(nearest, abs=2e-3)
-    inside = depth[0, 0] > -math.inf
-    point = torch.stack([depth[0, 0, inside], y[0, 0, inside], z[0, 0, inside]], dim=1) - center[0, 0]
-    normal = (point @ frame[0, 0]) / half[0, 0] ** 2 @ frame[0, 0].T
+        assert depth[ray].item() == pytest.approx(nearest, abs=2e-3)
+    inside = depth > -math.inf
+    point = torch.stack([depth[inside], y[inside], z[inside]], dim=1) - center[1]
+    normal = (point @ frame[1]) / half[1] ** 2 @ frame[1].T
     expected = (normal / normal.norm(dim=1, keepdim=True)) @ light
-    assert torch.allclose(cosine[0, 0, inside], expected, atol=1e-4)
+    assert torch.allclose(cosine[inside], expected, atol=1e-4)
 
 
 def test_a_box_seen_from_the_front_is_a_rectangle_at_its_front_face() -> None:
-    center, half = torch.zeros(1, 1, 3), torch.tensor([[[0.3, 0.2, 0.1]]])
-    frame = torch.eye(3)[None, None]
-    y = torch.tensor([[[0.0, 0.19, 0.21, 0.0]]])
-    z = torch.tensor([[[0.0, 0.09, 0.0, 0.11]]])
-    depth, cosine = renderer._box_hits(center, half, frame, y, z, torch.tensor([1.0, 0.0, 0.0]))
-    assert torch.allclose(depth[0, 0, :2], torch.tensor([0.3, 0.3]))
-    assert torch.isinf(depth[0, 0, 2:]).all()
-    assert torch.allclose(cosine[0, 0, :2], torch.ones(2))
+    center, half, frame = torch.zeros(1, 3), torch.tensor([[0.3, 0.2, 0.1]]), torch.eye(3)[None]
+    y, z = torch.tensor([0.0, 0.19, 0.21, 0.0]), torch.tensor([0.0, 0.09, 0.0, 0.11])
+    part = torch.zeros(4, dtype=torch.int64)
+    depth, cosine = renderer._box_hits(center, half, frame, part, y, z, torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.allclose(depth[:2], torch.tensor([0.3, 0.3]))
+    assert torch.isinf(depth[2:]).all()
+    assert torch.allclose(cosine[:2], torch.ones(2))
+
+
+def test_of_several_primitives_the_nearest_is_seen_and_rays_left_out_would_have_missed() -> None:
+    """Against every ray with every primitive, the nearest hit found by a loop."""
+    object_id, pose = torch.tensor([3, 20, 37, 58]), torch.tensor([[35.0, -20.0, 50.0, 1.1, 0.1, -0.05]]).expand(4, 6)
+    grid = (torch.arange(32) + 0.5) / 16 - 1
+    traced = renderer._trace(object_id, pose, grid.expand(4, 32), -grid.expand(4, 32))
+    light = torch.tensor(renderer._LIGHT) / torch.tensor(renderer._LIGHT).norm()
+    z, y = (axis.flatten() for axis in torch.meshgrid(-grid, grid, indexing="ij"))
+    for row in range(4):
+        nearest, brightness = torch.full((32 * 32,), -math.inf), torch.zeros(32 * 32)
+        for shape, hits in (("ellipsoid", renderer._ellipsoid_hits), ("box", renderer._box_hits)):
+            table = renderer._primitive_tables()[shape]
+            rotation = rotation_matrix(pose[row : row + 1, :3])
+            center, half, frame, albedo = renderer._place(table, object_id[row : row + 1], rotation, pose[row : row + 1])
+            for part in range(center.shape[1]):
+                which = torch.full((32 * 32,), part)
+                depth, cosine = hits(center[0], half[0], frame[0], which, y, z, light)
+                shade = 0.16 + 0.84 * albedo[0, part] * (0.3 + 0.7 * cosine.clamp(min=0))
+                brightness = torch.where(depth > nearest, shade, brightness)
+                nearest = torch.maximum(nearest, depth)
+        assert 50 < (nearest > -math.inf).sum() < 900
+        torch.testing.assert_close(traced[row].flatten(), brightness, rtol=1e-5, atol=1e-5)
 
 
 def test_position_scale_and_window_mean_what_they_say() -> None:
