@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from migvis.edit_grid import GridRow, edit_grid
 from migvis.errors import InputError
-from migvis.figures import GridRow, curves, edit_grid, selectivity_matrix
+from migvis.figures import curves, selectivity_matrix
 
 
 def picture(path: Path) -> np.ndarray:

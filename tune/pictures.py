@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from migvis.data import Dataset
-from migvis.figures import GridRow, edit_grid, selectivity_matrix
+from migvis.edit_grid import GridRow, edit_grid
+from migvis.figures import selectivity_matrix
 from migvis.metrics.selectivity import ATTRIBUTES
 from migvis.weights import read_tensors
 from tune.builders import SHOWN_PAIRS

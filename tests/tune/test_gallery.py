@@ -12,8 +12,8 @@ import torch
 from migvis.config import PRESETS, Configuration
 from migvis.data import Dataset, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
+from migvis.edit_grid import GridRow, edit_grid
 from migvis.errors import InputError
-from migvis.figures import GridRow, edit_grid
 from migvis.guidance import Information
 from migvis.keeping import KeepingOthers, own_latents
 from migvis.synthesis import Edits, GuidedEditor, shift_edits, target_edits

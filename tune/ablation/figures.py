@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from migvis.charts import curve_chart, interval_chart, response_chart, trade_off_chart
-from migvis.figures import GridRow, edit_grid
+from migvis.edit_grid import GridRow, edit_grid
 from migvis.statistics import Interval
 from migvis.weights import load_vae_folder, read_tensors
 from tune.ablation.outcome import Outcome, slug
