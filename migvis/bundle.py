@@ -113,23 +113,23 @@ def assemble_bundle(
         copy_files(denoiser, aside, DENOISER_FILES)
         for name in names:
             copy_files(models / name, aside / "subjects" / check_subject_name(name), MODEL_FILES)
-        image_size = weights.load_denoiser(aside).image_size
+        unet = weights.load_denoiser(aside)
         for key, path in images.items():
             copy_files(path.parent, aside / "grids", (path.name,), f"{file_name(key)}{path.suffix}")
         needs = "weights of DINO ViT-S/16" if configuration.critic.encoder == "dino" else None
         content = {"configuration": configuration.model_dump(mode="json"), "pixel_variance": pixel_variance}
-        weights.save_json(aside / CONFIGURATION, {**content, "image_size": image_size, "needs": needs})
+        weights.save_json(aside / CONFIGURATION, {**content, "image_size": unet.image_size, "needs": needs})
         vaes = {name: weights.load_vae_folder(aside / "subjects" / name) for name in names}
         weights.save_json(aside / "normalisation.json", {name: _statistics(vae) for name, vae in vaes.items()})
         weights.save_json(aside / "metrics.json", plain_json(metrics))
         weights.save_json(aside / "provenance.json", plain_json(provenance))
         units = {name: vae.unit_count for name, vae in vaes.items()}
-        card = model_card(configuration, units, image_size, plain_json(metrics), plain_json(provenance), sorted(images))
+        card = model_card(configuration, units, unet.image_size, plain_json(metrics), plain_json(provenance), sorted(images))
         (aside / "README.md").write_text(card, encoding="utf-8")
         files = {path.relative_to(aside).as_posix(): digest(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         weights.save_json(aside / MANIFEST, {"format": FORMAT, "version": VERSION, "subjects": names, "files": files})
         if configuration.critic.encoder != "dino":
-            load(aside)
+            _open(aside, verify(aside), unet)
     return out
 
 
@@ -254,10 +254,12 @@ def load(folder: str | Path, encoder_weights: str | Path | None = None) -> Bundl
     Raises InputError for a folder that is no bundle, a version that is not known, and files that are missing, altered
     or do not fit together.
     """
-    folder = Path(folder)
-    names = verify(folder)
+    names = verify(Path(folder))
+    return _open(Path(folder), names, weights.load_denoiser(Path(folder)), encoder_weights)
+
+
+def _open(folder: Path, names: Sequence[str], unet: UNet, encoder_weights: str | Path | None = None) -> Bundle:
     configuration, pixel_variance = read_configuration(folder / CONFIGURATION)
-    unet = weights.load_denoiser(folder)
     encoder = None
     if configuration.critic.encoder == "dino":
         source = {} if encoder_weights is None else {"encoder_weights": str(encoder_weights)}
