@@ -16,9 +16,10 @@ from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
+from tune.ray_connection import connect, is_lost
 from tune.search import LedgerSearcher
 from tune.search_report import write_search_report
-from tune.search_session import connect, is_lost, run_search
+from tune.search_session import run_search
 from tune.selection import select
 from tune.space import SearchSpace
 from tune.stores import check_reach, is_object_store

@@ -137,7 +137,7 @@ def fit_with_ray_train(
     `function` is importable by name; `arguments` are small values and absolute paths, among them the checkpoint from
     which the fit resumes after the death of a worker (at most `max_failures` times) or of this process. `folder` is the
     stage's scratch folder. What rank 0 returns holds no tensors. Workers of more than one talk by gloo, or nccl on GPUs.
-    Ray must be initialised (see `tune.search_session.connect`).
+    Ray must be initialised (see `tune.ray_connection.connect`).
 
     Raises the fit's own InputError, FitError or other exception (not retried if `is_final`), InputError if the cluster
     can never place the workers, RuntimeError if workers keep dying, KeyboardInterrupt with all workers stopped.

@@ -42,7 +42,7 @@ def build_study_stages(context: StudyContext) -> None:
     """Builds the stages that all trials share, with a local Ray, through which the denoiser is fitted."""
     import ray
 
-    from tune.search_session import connect
+    from tune.ray_connection import connect
 
     connect(None, None)
     try:

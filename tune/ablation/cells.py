@@ -59,7 +59,7 @@ def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
     missing = stages_missing(outcome, unfinished)
     if missing:
         from tune.placing import near_gpus, placing_of
-        from tune.search_session import connect
+        from tune.ray_connection import connect
 
         for stages in outcome.stages.values():
             check_encoder(stages.configuration)
