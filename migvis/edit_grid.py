@@ -122,5 +122,3 @@ def _check_rows(rows: Sequence[GridRow], columns: Sequence[str] | None) -> None:
 
 def _lines(text: str) -> int:
     return text.count("\n") + 1 if text else 0
-
-

@@ -31,7 +31,7 @@ class NeuralVAE(nn.Module):
     values into the model's: response_mean and response_scale [N], pose_mean and pose_scale [pose_count], and
     latent_scale [D], the sd of posterior means over the training images.
 
-    What `stacked` returns holds the weights of K VAEs. It takes and gives K of everything, [K, n, …] for [n, …].
+    What `stacked` returns holds the weights of K VAEs. Its networks take and give K of everything, [K, n, …] for [n, …].
     """
 
     response_mean: Tensor
@@ -142,8 +142,8 @@ def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 class LossWeights(NamedTuple):
-    """Weights of the terms of A Eq. 2 beside the reconstruction: numbers, or scalar tensors where each of several models
-    has its own. category is supervision_weight · category_weight of the configuration."""
+    """Weights of the terms of A Eq. 2 beside the reconstruction: numbers, or tensors [K] for a `stacked` VAE of K. category is
+    supervision_weight · category_weight of the configuration."""
 
     kl: float | Tensor
     pose: float | Tensor

@@ -41,6 +41,23 @@ def test_edit_grid_shows_every_pixel_unblended_at_whole_multiples(tmp_path: Path
     assert np.abs(shown - expected.repeat(3, 0).repeat(3, 1)).max() <= 1
 
 
+def test_edit_grid_writes_each_text_where_it_belongs(tmp_path: Path) -> None:
+    """White pictures on white: all that is dark is text."""
+    rows = [GridRow("a\nlabel", torch.ones(2, 1, 32, 32), ["one\ntwo", "three"])]
+    dark = picture(edit_grid(rows, tmp_path / "grid.png", "The title", ["first", "second"])) < 128
+    first, second = (slice(dark.shape[1] - 14 - start, dark.shape[1] - 14 - start + 96) for start in (204, 102))
+    title, header, cells, captions = slice(14, 32), slice(36, 53), slice(54, 150), slice(151, 179)
+    assert dark[title, 14:].any()
+    for part in (dark[header, first], dark[header, second], dark[captions, first], dark[captions, second]):
+        assert np.argwhere(part)[:, 1].mean() == pytest.approx(47.5, abs=3)
+    assert [dark[lines, first].any() for lines in (slice(151, 165), slice(165, 179))] == [True, True]
+    assert [dark[lines, second].any() for lines in (slice(151, 165), slice(167, 179))] == [True, False]
+    label = np.argwhere(dark[cells, : first.start])
+    assert (label[:, 0].min() + label[:, 0].max()) / 2 == pytest.approx(47.5, abs=3)
+    assert np.ptp(label[:, 0]) > 14  # two lines
+    assert not dark[cells, first.start :].any()
+
+
 def test_edit_grid_leaves_a_wider_gap_after_each_block(tmp_path: Path) -> None:
     row = [GridRow("row", torch.full((6, 1, 32, 32), -1.0))]
     together, apart = (
