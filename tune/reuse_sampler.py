@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,9 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         self._distributions, self._objectives = dict(distributions), tuple(objectives)
         self._axes = {name: Axis(one) for name, one in distributions.items()}
         self._rounded = rounded
+        axes = [self._axes[name] for names in LEVELS for name in names]
+        # Every prediction of a proposal asks for them again, and the next proposals for those of the trials.
+        self._coordinates = lru_cache(4096)(lambda values: tuple(map(Axis.place, axes, values)))
         self._fitted: dict[str, tuple[int, Hyperparameters]] = {}
         self._number: int | None = None
 
@@ -196,8 +201,8 @@ class ReuseSampler(optuna.samplers.BaseSampler):
 
     def _unit(self, params: Sequence[Params], levels: int) -> Values:
         """Coordinates in [0, 1] of the hyperparameters of the first `levels` levels, [n, …]."""
-        names = [name for level in LEVELS[:levels] for name in level]
-        return np.array([[self._axes[name].place(one[name]) for name in names] for one in params])
+        width = sum(map(len, LEVELS[:levels]))
+        return np.array([self._coordinates(prefix(one, len(LEVELS) - 1))[:width] for one in params])
 
     def _predictions(
         self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]
@@ -291,9 +296,13 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         return np.asarray(np.exp(logs.mean() + at @ slope))
 
 
+_PREFIXES = [itemgetter(*(name for names in LEVELS[: level + 1] for name in names)) for level in range(len(LEVELS))]
+
+
 def prefix(params: Params, level: int) -> tuple[Any, ...]:
     """What decides the stages up to a level, so that configurations with equal prefixes share them."""
-    return tuple(params[name] for names in LEVELS[: level + 1] for name in names)
+    values: tuple[Any, ...] = _PREFIXES[level](params)
+    return values
 
 
 def milestone(count: int) -> int:
