@@ -19,7 +19,7 @@ from migvis import randomness
 from migvis.config import MAX_EDIT_STEP, DenoiserConfig
 from migvis.errors import InputError
 from migvis.training import WHOLE, FitResult, Progress, Shard, StepLoss, fit
-from migvis.unet import UNet, compiled
+from migvis.unet import UNet, bfloat16_convolutions, compiled
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """ε_θ: (y_t [n, 1, H, W], t [n] int64) -> predicted noise [n, 1, H, W]."""
@@ -203,18 +203,45 @@ def fit_denoiser(
 ) -> tuple[UNet, FitResult]:
     """Fits ε_θ to training images [n, 1, H, W] in [−1, 1]; returns the averaged (EMA) U-Net in evaluation mode.
 
-    compile_network: as migvis.unet.compiled does, which pays where the fit is long.
-    t is drawn in 1…T (training_times); images are flipped left to right at random. Raises FitError at a non-finite loss.
+    precision, compile_network: as `train_denoiser` takes them. t is drawn in 1…T (training_times); images are flipped left to
+    right at random. Raises FitError at a non-finite loss.
     """
-    alphas = noise_schedule(config.diffusion_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive_seed(seed, "denoiser"))
-        unet = UNet(config, images.shape[-1], alphas)
-    unet = unet.to(device, images.dtype).train()
+        unet = UNet(config, images.shape[-1], noise_schedule(config.diffusion_steps))
+    unet = unet.to(device, images.dtype)
     images = images.to(device)
     unet.normalise_to(images)
-    with compiled(unet) if compile_network else nullcontext():
-        result = fit(
+    result = train_denoiser(
+        unet, images, config, seed=seed, shard=shard, checkpoint=checkpoint, progress=progress, precision=precision,
+        compile_network=compile_network,
+    )  # fmt: skip
+    return unet.eval().requires_grad_(False), result
+
+
+def train_denoiser(
+    unet: UNet,
+    images: Tensor,
+    config: DenoiserConfig,
+    *,
+    seed: int,
+    shard: Shard = WHOLE,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    compile_network: bool = False,
+) -> FitResult:
+    """Trains `unet`, in place, on training images [n, 1, H, W] of its device for config.training_steps.
+
+    precision="bf16" computes in bfloat16: on a GPU what autocast lowers, on a CPU the convolutions (bfloat16_convolutions).
+    compile_network: as migvis.unet.compiled does, which pays where the fit is long.
+    """
+    only_convolutions = precision == "bf16" and images.device.type == "cpu"
+    with (
+        bfloat16_convolutions(unet) if only_convolutions else nullcontext(),
+        compiled(unet) if compile_network else nullcontext(),
+    ):
+        return fit(
             unet,
             denoiser_step(unet, images, config, seed, shard),
             name="denoiser",
@@ -222,12 +249,11 @@ def fit_denoiser(
             learning_rate=config.learning_rate,
             schedule="cosine",
             ema_decay=config.ema_decay,
-            precision=precision,
+            precision="fp32" if only_convolutions else precision,
             checkpoint=checkpoint,
             shard=shard,
             progress=progress,
         )
-    return unet.eval().requires_grad_(False), result
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from migvis.config import DenoiserConfig
 from migvis.diffusion import (
@@ -28,7 +29,7 @@ from migvis.diffusion import (
 )
 from migvis.errors import InputError
 from migvis.training import FitError
-from migvis.unet import UNet
+from migvis.unet import UNet, bfloat16_convolutions
 
 TINY = DenoiserConfig(
     base_width=8, width_multipliers=(1, 2), stem_patch=2, diffusion_steps=10, batch_size=8, training_steps=12, learning_rate=3e-3
@@ -270,6 +271,60 @@ def test_the_fit_lowers_the_loss_and_resumes_to_the_same_weights(tmp_path: Path,
     assert after.start_step == 7
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_bfloat16_convolutions_round_what_convolutions_multiply_and_nothing_else() -> None:
+    unet = UNet(TINY, 16, noise_schedule(10))
+    convolutions = [module for module in unet.modules() if isinstance(module, nn.Conv2d)]
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    layers = [module for module in unet.modules() if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm)]
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            layer.weight.copy_(normal(*layer.weight.shape, seed=number) / layer.weight[0].numel() ** 0.5)
+            layer.register_forward_hook(lambda layer, inputs, output: seen.update({layer: (inputs[0], output)}))
+    noisy, t = normal(3, 1, 16, 16), torch.tensor([1, 5, 9])
+    exact = unet(noisy, t)
+    with bfloat16_convolutions(unet):
+        unet(noisy, t).square().mean().backward()
+    found = {layer: seen[layer] for layer in layers}
+    assert torch.equal(unet(noisy, t), exact), "it ends with the context"
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in unet.parameters())
+    assert len(convolutions) > 10
+    for layer, (given, output) in found.items():
+        assert given.dtype == output.dtype == torch.float32
+        in_float32 = copy.deepcopy(layer).forward(given)
+        if layer not in convolutions:
+            assert torch.equal(output, in_float32)
+            continue
+        rounded = copy.deepcopy(layer)
+        with torch.no_grad():
+            for weight in rounded.parameters():
+                weight.copy_(weight.bfloat16())
+        assert torch.equal(output, output.bfloat16().float())
+        assert torch.allclose(output, rounded.forward(given.bfloat16().float()), rtol=2**-7, atol=1e-3)
+        assert not torch.equal(output, in_float32)
+
+
+def test_a_fit_in_bfloat16_is_near_that_in_float32_and_resumes_to_the_same_weights(tmp_path: Path, killed_after) -> None:
+    images = normal(16, 1, 16, 16).clamp(-1, 1)
+    exact, of_exact = fit_denoiser(images, TINY, seed=1)
+    rounded, of_rounded = fit_denoiser(images, TINY, seed=1, precision="bf16")
+    (_, last), (_, last_rounded) = of_exact.curves["loss"][-1], of_rounded.curves["loss"][-1]
+    assert last_rounded != last
+    assert last_rounded == pytest.approx(last, rel=0.01)
+    for ours, theirs in zip(rounded.parameters(), exact.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.allclose(ours, theirs, atol=2 * TINY.training_steps * TINY.learning_rate)
+    with killed_after(7, "migvis.diffusion"):
+        fit_denoiser(images, TINY, seed=1, precision="bf16", checkpoint=tmp_path / "checkpoint.pt")
+    resumed, after = fit_denoiser(images, TINY, seed=1, precision="bf16", checkpoint=tmp_path / "checkpoint.pt")
+    assert after.start_step == 7
+    assert all(map(torch.equal, rounded.state_dict().values(), resumed.state_dict().values()))
+    noise = normal(16, 1, 16, 16, seed=3)
+    ours = resumed(noise, torch.full((16,), 5))
+    resumed.load_state_dict(exact.state_dict())
+    assert torch.equal(resumed(noise, torch.full((16,), 5)), exact(noise, torch.full((16,), 5))), "a fitted one is in float32"
+    assert not torch.equal(ours, exact(noise, torch.full((16,), 5)))
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """A training step of the denoiser: as it is fitted, against plain eager fp32, contiguous.
 
 The first row is the step of a short fit, such as the quick preset's, the second that of a long one, which is compiled; the minute
-that this takes once is a figure beside it. The baseline computes the same step with NCHW tensors, torch's default Adam and an
+that this takes once is a figure beside it. Both compute in bfloat16 what gains by it, where the machine has that; the third row
+is the first without. The baseline computes the same step with NCHW tensors, torch's default Adam and an
 average by a loop over the weights.
 """
 
@@ -9,15 +10,18 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
 from benchmarks._frame import Options, Result, Row, interleaved
 from benchmarks._material import configuration, synthetic
 from migvis.config import DenoiserConfig
-from migvis.diffusion import denoiser_step, noise_schedule
-from migvis.training import StepLoss, averaging_decay, fit, learning_rate_factor
+from migvis.diffusion import denoiser_step, noise_schedule, train_denoiser
+from migvis.training import StepLoss, averaging_decay, learning_rate_factor
 from migvis.unet import UNet, compiled
+from tune.fits import denoiser_precision
 from tune.stage_data import clean_pictures, device
 
 
@@ -31,41 +35,41 @@ def run(options: Options) -> Result:
         torch.manual_seed(0)
         start = UNet(config.denoiser, images.shape[-1], noise_schedule(config.denoiser.diffusion_steps)).to(place)
     start.normalise_to(images)
-    fitted, faster = copy.deepcopy(start), copy.deepcopy(start)
+    fitted, single, faster = (copy.deepcopy(start) for _ in range(3))
     plain = copy.deepcopy(start).to(memory_format=torch.contiguous_format)
     # the network makes its input channels-last, and convolutions then keep that
     plain.stem.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
+    few_steps = config.denoiser.model_copy(update={"training_steps": steps})
 
-    def as_fitted(number: int, unet: UNet = fitted) -> None:
-        fit(
-            unet,
-            denoiser_step(unet, images, config.denoiser, number),
-            name="denoiser",
-            steps=steps,
-            learning_rate=config.denoiser.learning_rate,
-            schedule="cosine",
-            ema_decay=config.denoiser.ema_decay,
-            precision="bf16" if place == "cuda" else "fp32",
-        )
-        _wait(place)
+    def trained(unet: UNet, precision: Literal["fp32", "bf16"]) -> Callable[[int], None]:
+        def few(number: int) -> None:
+            train_denoiser(unet, images, few_steps, seed=number, precision=precision)
+            _wait(place)
+
+        return few
 
     def plainly(number: int) -> None:
         _plain_fit(plain, denoiser_step(plain, images, config.denoiser, number), config.denoiser, steps)
         _wait(place)
 
-    as_fitted(0)
-    plainly(0)
+    as_fitted, in_float32 = trained(fitted, denoiser_precision()), trained(single, "fp32")
+    as_compiled = trained(faster, denoiser_precision())
+    for way in (as_fitted, in_float32, plainly):
+        way(0)
     with compiled(faster):
         began = time.perf_counter()
-        as_fitted(0, faster)
+        as_compiled(0)
         first = time.perf_counter() - began
-        differences = [_difference(fitted, plain), _difference(faster, plain)]
-        ways = {"fitted": as_fitted, "compiled": lambda number: as_fitted(number, faster), "plain": plainly}
+        differences = {f"largest_weight_difference_after_{steps}_steps": _difference(fitted, plain)}
+        differences[f"largest_weight_difference_after_{steps}_steps_in_float32"] = _difference(single, plain)
+        ways = {"fitted": as_fitted, "compiled": as_compiled, "float32": in_float32, "plain": plainly}
         seconds = {name: median / steps for name, median in interleaved(ways, rounds).items()}
     name = f"one step of {config.denoiser.batch_size} images"
-    rows = [Row(name, seconds["fitted"], seconds["plain"]), Row(f"{name}, compiled", seconds["compiled"], seconds["plain"])]
-    figures = {f"largest_weight_difference_after_{steps}_steps": max(differences), "seconds_to_compile": first}
-    return Result(rows, figures)
+    rows = [
+        Row(f"{name}{suffix}", seconds[way], seconds["plain"])
+        for way, suffix in (("fitted", ""), ("compiled", ", compiled"), ("float32", ", all of it in float32"))
+    ]
+    return Result(rows, differences | {"seconds_to_compile": first})
 
 
 def _difference(first: UNet, second: UNet) -> float:
