@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import warnings
@@ -14,6 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 FEWEST = 4
 """Complete trials from which importances mean something."""
+
+
+def import_plots() -> None:
+    """Imports what `search_charts` draws with, scikit-learn for the importances included: two seconds that a search has."""
+    importlib.import_module("optuna.visualization.matplotlib")
+    importlib.import_module("sklearn.ensemble")
 
 
 def search_charts(study: optuna.Study, objectives: Sequence[str], folder: Path) -> dict[str, Path]:

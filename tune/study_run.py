@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.ray_connection import connect, is_lost
 from tune.search import LedgerSearcher
+from tune.search_charts import import_plots
 from tune.search_report import write_search_report
 from tune.search_session import run_search
 from tune.selection import select
@@ -58,6 +60,7 @@ class StudyRun:
         self.state = "running"
         self.shared = context  # as its processes on all hosts have it
         self._started_ray = False
+        self._stopping: threading.Thread | None = None
         self.final: FinalResult | None = None
         # Of a study that is extended, what was selected stands until there is something newer.
         earlier, self.outcome = earlier_sessions(context.folder)
@@ -146,6 +149,7 @@ class StudyRun:
                     except FitError as error:
                         raise StudyFailed(f"{name}: {error}") from error
                 self.summarise()
+            self._stop_ray()  # beside the last writing
             self.display.phase("writing to MLflow")
             problems = self.end("finished", "FINISHED")
             self._check_held()
@@ -181,6 +185,8 @@ class StudyRun:
             on_start=self.tracker.trial_started,
             on_end=self._trial_ended,
         )
+        # Beside the start of the first trial's process.
+        threading.Thread(target=import_plots, name="imports").start()
         run_search(self.shared, self.hooks, searcher)
         if searcher.bad_input is not None:
             raise InputError(searcher.bad_input)
@@ -257,8 +263,15 @@ class StudyRun:
 
     def close(self) -> None:
         """Stops Ray; a second Ctrl-C may come here, and nothing is lost by it."""
-        if self._started_ray:
-            ray.shutdown()
+        self._stop_ray()
+        if self._stopping is not None:
+            self._stopping.join()
+
+    def _stop_ray(self) -> None:
+        """Begins to stop the Ray of this study, whose processes take a second or two to end."""
+        if self._started_ray and self._stopping is None:
+            self._stopping = threading.Thread(target=ray.shutdown, name="ray's end")
+            self._stopping.start()
 
     def _say_where(self, problems: list[str]) -> None:
         """The last lines: where the studies, the pictures and the bundle are."""

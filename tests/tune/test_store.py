@@ -6,137 +6,29 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from migvis.errors import InputError
+from tests.tune.kept_stages import S3, Kept, counting_stage, kept_in, slow_count, steps_done
 from tune import manifest as manifest_module
 from tune import scratch_copies
-from tune.database import sqlite_url
 from tune.leases import Holder
 from tune.manifest import MANIFEST, DamagedStage
-from tune.object_store import ObjectStore
-from tune.object_trees import manifest_of
-from tune.objects import ObjectsAway, open_objects
-from tune.pipeline import Stage, ensure
+from tune.objects import open_objects
+from tune.pipeline import ensure
 from tune.store import StageStore
-from tune.store_base import Store
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Where a store is kept, for the tests of what all stores do. open: the store as the named host sees it."""
-
-    kind: str
-    folder: Path
-    uri: str = ""
-    database: str = ""
-
-    def open(self, host: str = "host") -> Store:
-        if self.kind == "folder":
-            return StageStore(self.folder)
-        return ObjectStore(self.uri, self.database, self.folder / host)
-
-    def read(self, stage: Stage, name: str) -> bytes:
-        """A file of a stage as it is stored."""
-        if self.kind == "folder":
-            return (self.folder / stage.kind / stage.key / name).read_bytes()
-        content = open_objects(self.uri).read(self._object(stage, name))
-        assert content is not None
-        return content
-
-    def resumable(self, stage: Stage) -> int:
-        """The step that another host would go on from."""
-        if self.kind == "folder":
-            path = self.open().scratch(stage.kind, stage.key) / "step"
-            return int(path.read_text() or 0) if path.exists() else 0
-        objects, place = open_objects(self.uri), f".partial/{stage.kind}-{stage.key}"
-        found = manifest_of(objects, place)
-        entry = {} if found is None else found[0]["files"].get("step", {})
-        return int(objects.read(f"{place}/{entry['sha256']}") or 0) if entry else 0
-
-    @property
-    def processes(self) -> Any:
-        """How a test starts processes: a fork would lack the threads of pyarrow's S3."""
-        return multiprocessing.get_context("spawn" if self.kind == "s3" else "fork")
-
-    def change(self, stage: Stage, name: str, content: bytes | None) -> None:
-        """Stores other bytes for a file, or none; behind the store's back."""
-        if self.kind == "folder":
-            path = self.folder / stage.kind / stage.key / name
-            path.unlink() if content is None else path.write_bytes(content)
-        elif content is None:
-            open_objects(self.uri).delete(self._object(stage, name))
-        else:
-            open_objects(self.uri).write(self._object(stage, name), content)
-
-    def _object(self, stage: Stage, name: str) -> str:
-        if name != MANIFEST:
-            text = open_objects(self.uri).read(f"{stage.kind}/{stage.key}/{MANIFEST}")
-            assert text is not None
-            name = json.loads(text)["files"][name]["sha256"]
-        return f"{stage.kind}/{stage.key}/{name}"
-
-    def names(self) -> list[str]:
-        """All that is kept, by name."""
-        if self.kind == "folder":
-            return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        return [name for name, _ in open_objects(self.uri).below("")]
-
-
-def kept_in(kind, request, tmp_path, monkeypatch):
-    if kind == "folder":
-        return Kept(kind, tmp_path / "stages")
-    if kind == "objects":
-        return Kept(kind, tmp_path / "caches", (tmp_path / "bucket").as_uri(), sqlite_url(tmp_path / "leases.db"))
-    service, database = request.getfixturevalue("object_store"), request.getfixturevalue("postgres")
-    environment = {**service.environment, "PGPASSWORD": database.password}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    url = database.uri(database.create_database()).replace(f":{database.password}", "")
-    return Kept(kind, tmp_path / "caches", f"s3://{service.create_bucket()}/some/stages", url)
-
-
-S3 = pytest.param("s3", marks=pytest.mark.slow)
 
 
 @pytest.fixture(params=["folder", "objects", S3])
 def kept(request, tmp_path, monkeypatch):
     """Each kind of store; s3 is a real server, its leases in a real PostgreSQL."""
     return kept_in(request.param, request, tmp_path, monkeypatch)
-
-
-@pytest.fixture(params=["objects", S3])
-def bucket(request, tmp_path, monkeypatch):
-    """An object store."""
-    return kept_in(request.param, request, tmp_path, monkeypatch)
-
-
-def slow_count(context):
-    """A fit of ten steps that resumes from its scratch folder and notes each step it does in `log_file`."""
-    checkpoint = context.scratch / "step"
-    start = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    for step in range(start, 10):
-        with Path(context.stage.config["log_file"]).open("a") as file:
-            file.write(f"{os.getpid()} {step}\n")
-        time.sleep(context.stage.config["pause"])
-        checkpoint.write_text(str(step + 1))
-    (context.folder / "result.bin").write_bytes(bytes(range(10)))
-
-
-def counting_stage(tmp_path, pause=0.02):
-    return Stage("vae", {"log_file": str(tmp_path / "log.txt"), "pause": pause}, slow_count)
-
-
-def steps_done(tmp_path):
-    return [line.split() for line in (tmp_path / "log.txt").read_text().splitlines()]
 
 
 def run_ensure(stage, kept, host, queue):
@@ -280,41 +172,6 @@ def test_a_folder_without_its_manifest_is_damage(tmp_path):
     assert not ensure(stage, kept.open()).reused
 
 
-def test_what_a_host_has_is_checked_as_well_and_fetched_again(tmp_path, bucket, caplog):
-    stage = counting_stage(tmp_path, 0.0)
-    path = ensure(stage, bucket.open()).path
-    for harm in (lambda: (path / "result.bin").write_bytes(b"12"), lambda: (path / MANIFEST).write_text("{"), path_gone(path)):
-        caplog.clear()
-        harm()
-        with caplog.at_level(logging.WARNING):
-            assert ensure(stage, bucket.open()).reused
-        assert (path / "result.bin").read_bytes() == bytes(range(10))
-        assert f"fetched again from {bucket.uri}" in caplog.text or harm.__name__ == "gone"
-    assert [int(step) for _, step in steps_done(tmp_path)] == list(range(10))
-    assert not list((bucket.folder / "host" / ".fetching").glob("[!v]*"))
-
-
-def path_gone(path):
-    def gone():
-        path.rename(path.with_name("elsewhere"))
-
-    return gone
-
-
-def test_a_host_takes_the_newer_stage_where_the_one_that_it_has_was_replaced(tmp_path, bucket):
-    def build(context):
-        (context.folder / "result.bin").write_bytes(os.urandom(16))
-
-    stage = Stage("vae", {}, build)
-    first = ensure(stage, bucket.open("a")).path / "result.bin"
-    before = first.read_bytes()
-    bucket.open("b").quarantine("vae", stage.key)
-    second = ensure(stage, bucket.open("b")).path / "result.bin"
-    assert second.read_bytes() != before
-    assert ensure(stage, bucket.open("a")).reused
-    assert first.read_bytes() == second.read_bytes()
-
-
 def test_digests_are_checked_once_in_a_store_s_life_and_sizes_always(tmp_path, kept, monkeypatch):
     stage = counting_stage(tmp_path, 0.0)
     path = ensure(stage, kept.open()).path
@@ -346,110 +203,6 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(tmp_path, kept, name):
     with pytest.raises(DamagedStage, match="outside"):
         kept.open("reader").read("vae", stage.key)
     assert (tmp_path / "log.txt").read_bytes() == before
-
-
-def test_a_manifest_names_objects_by_digests_only(tmp_path, bucket):
-    stage = counting_stage(tmp_path, 0.0)
-    ensure(stage, bucket.open())
-    content = json.loads(bucket.read(stage, MANIFEST))
-    content["files"]["result.bin"]["sha256"] = "../../secret"
-    content.pop("seal")
-    bucket.change(stage, MANIFEST, manifest_module.sealed(content).encode())
-    with pytest.raises(DamagedStage, match="by no digest"):
-        bucket.open("reader").read("vae", stage.key)
-
-
-def test_an_upload_that_fails_on_the_way_leaves_nothing_that_is_found_and_the_manifest_is_last(tmp_path, bucket, monkeypatch):
-    def build(context):
-        for name in ("first", "second"):
-            (context.folder / name).write_text(name)
-
-    stage, seen = Stage("vae", {}, build), []
-    store = bucket.open()
-    objects = store.objects
-    upload, write = objects.upload, objects.write
-
-    def failing(name, file):
-        upload(name, file)
-        seen.append(name)
-        assert not bucket.open("other").exists("vae", stage.key)
-        assert list(bucket.open("other").stages()) == []
-        if len(seen) == 2:
-            raise ObjectsAway("Quota exceeded")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(objects, "upload", failing)
-        with pytest.raises(InputError, match=f"^--stages {bucket.uri}: Quota exceeded$"):
-            ensure(stage, store)
-    assert (bucket.open("other").read("vae", stage.key), list(bucket.open("other").stages())) == (None, [])
-
-    def manifest_fails(name, content):
-        if name.startswith("vae/"):
-            assert len([name for name in bucket.names() if not name.startswith(".")]) == 2
-            raise ObjectsAway("Connection refused")
-        write(name, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(objects, "write", manifest_fails)
-        with pytest.raises(InputError, match="Connection refused"):
-            ensure(stage, store)
-    assert not bucket.open("other").exists("vae", stage.key)
-    assert not ensure(stage, bucket.open()).reused
-    assert ensure(stage, bucket.open("other")).reused
-
-
-def test_a_checkpoint_that_was_damaged_on_its_way_is_left_out(tmp_path, bucket, caplog):
-    stage = counting_stage(tmp_path, 0.0)
-
-    def interrupted(context):
-        (context.scratch / "step").write_text("7")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ensure(replace(stage, build=interrupted), bucket.open())
-    (copy,) = [name for name in bucket.names() if "/" in name and not name.endswith(MANIFEST)][:1]
-    bucket_objects = open_objects(bucket.uri)
-    for name, size in bucket_objects.below(".partial"):
-        if name.endswith(copy.rpartition("/")[2]):
-            bucket_objects.write(name, b"x" * size)
-    with caplog.at_level(logging.WARNING):
-        ensure(stage, bucket.open("another host"))
-    assert "begun anew" in caplog.text
-    assert [int(step) for _, step in steps_done(tmp_path)] == list(range(10))
-
-
-def test_of_two_hosts_checkpoints_the_later_one_is_resumed(tmp_path, bucket):
-    stage = counting_stage(tmp_path, 0.0)
-
-    def up_to(step):
-        def interrupted(context):
-            assert not (context.scratch / "step").exists() or int((context.scratch / "step").read_text()) == step - 2
-            (context.scratch / "step").write_text(str(step))
-            raise KeyboardInterrupt
-
-        return replace(stage, build=interrupted)
-
-    for host, step in (("a", 1), ("b", 3), ("b", 5), ("a", 7)):
-        with pytest.raises(KeyboardInterrupt):
-            ensure(up_to(step), bucket.open(host))
-    ensure(stage, bucket.open("b"))
-    assert [int(step) for _, step in steps_done(tmp_path)] == [7, 8, 9]
-    assert not [name for name in bucket.names() if name.startswith(".partial")]
-
-
-def test_a_manifest_that_is_replaced_while_it_is_read_is_read_again(tmp_path, bucket, monkeypatch):
-    stage = counting_stage(tmp_path, 0.0)
-    ensure(stage, bucket.open())
-    store = bucket.open("reader")
-    whole, texts = bucket.read(stage, MANIFEST), []
-
-    def torn(name):
-        texts.append(whole[: 50 + len(texts)] if len(texts) < 2 else whole)
-        return texts[-1]
-
-    monkeypatch.setattr(store.objects, "read", torn)
-    assert store.read("vae", stage.key) is not None
-    assert len(texts) == 3
 
 
 @pytest.mark.parametrize(
