@@ -177,14 +177,14 @@ def run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
         if len(outcomes) > 1:
             print(describe_total(outcomes))
         return 0
-    failed, reports = 0, []
+    failed, where = 0, []
     for study in studies:
         outcome, report = run_ablation(study, settings)
         failed += len(outcome.failed)
-        reports.append(report)
+        where += [f"charts:    {outcome.charts}"] if outcome.charts else []
+        where += [f"report:    {report}"]
     print(f"browse it: {command_to_browse(settings.storage, settings.uri, default_uri(settings.storage))}")
-    for report in reports:
-        print(f"report:    {report}")
+    print("\n".join(where))
     return 1 if failed else 0
 
 

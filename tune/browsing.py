@@ -34,11 +34,21 @@ def charts_of_trials(uri: str, experiment_id: str, study_run: str, metric: str) 
     MLflow's own way there shows the study's run alone, with its trials folded away, and only among what it calls model training.
     Sorted by something else than time, trials are not folded.
     """
+    return _charts(uri, experiment_id, f"tags.`mlflow.parentRunId` = '{study_run}'", f"metrics.`{metric}`")
+
+
+def charts_of_cases(uri: str, experiment_id: str, study_id: str) -> str:
+    """The page with charts of the runs of an ablation, those with pictures first."""
+    runs = f"tags.`migvis.study_id` = '{study_id}' AND tags.`migvis.kind` = 'case'"
+    return _charts(uri, experiment_id, runs, "attributes.start_time")
+
+
+def _charts(uri: str, experiment_id: str, runs: str, first: str) -> str:
     view = {
         "compareRunsMode": "CHART",
         "workflowType": "machine_learning",
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{study_run}'",
-        "orderByKey": f"metrics.`{metric}`",
+        "searchFilter": runs,
+        "orderByKey": first,
         "orderByAsc": "false",
     }
     server = redact(uri).rstrip("/") if is_server(uri) else _LAPTOP

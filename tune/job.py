@@ -16,6 +16,10 @@ _LAST_LINE_OF_RAY = "Running entrypoint for job "
 """The output begins after it."""
 
 
+_NO_OUTPUT = (401, 403, 404)
+"""Answers of a cluster that refuses this machine, or does not know the job; asked for the job itself, it tells which."""
+
+
 class Lost(Exception):
     """The cluster does not answer."""
 
@@ -52,7 +56,10 @@ class Job:
         self._begun = False
 
     def follow(self) -> int:
-        """Prints the job's output until it ends; its exit code, or 130 where Ctrl-C stopped it."""
+        """Prints the job's output until it ends; its exit code, or 130 where Ctrl-C stopped it.
+
+        Raises InputError where the cluster comes to refuse this machine.
+        """
         self._say(f"job {self.name} at {self._address}; Ctrl-C stops it")
         self._say(f"to look on from elsewhere: {self.command('logs --follow')}")
         try:
@@ -129,7 +136,7 @@ class Job:
             raise Lost(_first_line(error)) from None
 
     async def _print_output(self) -> None:
-        """Prints what is new of the job's output, until that ends or the cluster knows of none. Raises Lost."""
+        """Prints what is new of the job's output, until that ends or the cluster gives none. Raises Lost."""
         import aiohttp
 
         stream = self._client.tail_job_logs(self.name)
@@ -150,7 +157,7 @@ class Job:
         except StopAsyncIteration:
             return
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == 404:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status in _NO_OUTPUT:
                 return
             raise Lost(_first_line(error)) from None
         finally:

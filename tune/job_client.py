@@ -17,10 +17,16 @@ ANSWER_SECONDS = 60
 
 
 class JobClient(JobSubmissionClient):
-    """What its methods raise, beside Ray's RuntimeError, is an OSError."""
+    """What its methods raise, beside Ray's RuntimeError, is an OSError, or InputError where the cluster refuses this machine."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, **{"timeout": (CONNECT_SECONDS, ANSWER_SECONDS), **options})
+        try:
+            return super()._do_request(method, endpoint, **{"timeout": (CONNECT_SECONDS, ANSWER_SECONDS), **options})
+        except AuthenticationError:
+            raise InputError(
+                f"--address {redact(self._address)}: refused; this machine needs the cluster's token, in RAY_AUTH_TOKEN, in the "
+                "file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+            ) from None
 
 
 def job_client(address: str) -> JobClient:
@@ -29,11 +35,6 @@ def job_client(address: str) -> JobClient:
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
     try:
         return JobClient(address)
-    except AuthenticationError:
-        raise InputError(
-            f"--address {redact(address)}: refused; this machine needs the cluster's token, in RAY_AUTH_TOKEN, in the file that"
-            " RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
-        ) from None
     except (OSError, RuntimeError) as error:
         raise InputError(f"--address {redact(address)}: no Ray cluster takes jobs here: {one_line(error)}") from None
 

@@ -107,7 +107,7 @@ class Writer:
         experiment: str = EXPERIMENT,
     ) -> None:
         self.uri, self._artifacts, self.study = uri, artifacts, study
-        self._study_id, self._seed, self._experiment = study_id, seed, experiment
+        self.study_id, self._seed, self._experiment = study_id, seed, experiment
         self._tags, self._params, self._recall, self._remember = dict(tags), dict(params), recall, remember
         self._client: Any = None
         self._experiment_id = ""
@@ -149,7 +149,7 @@ class Writer:
     def parent_run(self) -> str:
         """The id of the study's run, created at the first call."""
         params = {**self._params, "study": self.study}
-        own = {"migvis.study_id": self._study_id, "migvis.kind": "study"}
+        own = {"migvis.study_id": self.study_id, "migvis.kind": "study"}
         return self._run("mlflow_parent", self.study, own, params, {"migvis.study": self.study})
 
     def study_started(self) -> None:
@@ -224,7 +224,7 @@ class Writer:
         params: those in which the runs differ. tags: its case, subject and seed.
         """
         self.parent_run()
-        own = {"migvis.study_id": self._study_id, "migvis.cell": key}
+        own = {"migvis.study_id": self.study_id, "migvis.cell": key}
         described = {"migvis.kind": "case", **{f"migvis.{tag}": value for tag, value in tags.items()}}
         run_id = self._run(f"mlflow_cell:{key}", name, own, dict(params), described)
         self._log_result(run_id, result, {}, {})

@@ -113,6 +113,16 @@ def test_a_server_that_fails_is_tried_again(server: JobServer) -> None:
     assert "does not know" not in said
 
 
+def test_a_cluster_that_refuses_this_machine_from_now_on_is_one_line(server: JobServer, capsys) -> None:
+    """As one does that was set up anew, with another token, while a job of it was followed."""
+    server.answers["POST /api/jobs/"] = lambda: web.json_response({"job_id": None, "submission_id": "migvis-1"})
+    server.answers["GET /api/jobs/*"] = lambda: web.Response(status=401, text="Unauthorized")
+    assert main(["--address", server.url]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --address {server.url}: refused; this machine needs the cluster's token")
+    assert error.count("\n") == 1
+
+
 def test_a_job_is_sent_with_an_address_that_has_no_password(server: JobServer, capsys) -> None:
     server.answers["POST /api/jobs/"] = lambda: web.json_response({"job_id": None, "submission_id": "migvis-1"})
     assert main(["--address", server.url.replace("//", "//ann:cret@")]) == 1  # it is never heard of again

@@ -40,7 +40,8 @@ class Cell:
 class Outcome:
     """Results by cell. context: of the base. same: cases left out, since here they are the base itself.
 
-    uses: of each stage by (kind, key), whether it was built for this study. failed: by cell, why.
+    uses: of each stage by (kind, key), whether it was built for this study. failed: by cell, why. charts: their page in MLflow,
+    once it is known.
     """
 
     study: Study
@@ -54,6 +55,7 @@ class Outcome:
     metrics: dict[Cell, dict[str, float]] = field(default_factory=dict)
     uses: dict[StageName, StageUse] = field(default_factory=dict)
     failed: dict[Cell, str] = field(default_factory=dict)
+    charts: str = ""
 
     @cached_property
     def needed(self) -> dict[StageName, Stage]:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from migvis.weights import read_json
 from tune.ablation.algebra import Case, configured
 from tune.ablation.outcome import Cell, Outcome, slug
+from tune.browsing import charts_of_cases
 from tune.pictures import scored_pictures
 from tune.redact import redact
 from tune.study_folder import write_json
@@ -57,7 +59,12 @@ def start_tracking(outcome: Outcome, uri: str) -> Tracker:
     )
     tracker = Tracker(writer, again="the same command", say=print)
     tracker.start()
+    tracker.submit("the page of its charts", partial(_note_charts, outcome))
     return tracker
+
+
+def _note_charts(outcome: Outcome, writer: Writer) -> None:
+    outcome.charts = charts_of_cases(writer.uri, writer.experiment_id, writer.study_id)
 
 
 def track_cells(outcome: Outcome, tracker: Tracker) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
     assert run(storage, tiny, str(own_study), "--seeds", "2") == 0
     said = capsys.readouterr().out
     assert "without KL, M1, seed 1: built in" in said
+    (charts,) = [line.split()[1] for line in said.splitlines() if line.startswith("charts:")]
     folder = storage / "ablations" / "mine"
     first = summary(storage, "mine")
     assert [(cell["case"], cell["seed"]) for cell in first["runs"]] == [
@@ -73,6 +75,10 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
     assert {run.info.run_name for run in cells} == {
         f"{case} · M1 · seed {seed}" for case in ("full", "without KL") for seed in (0, 1)
     }
+    place, _, view = urlsplit(charts).fragment.partition("?")
+    assert place == f"/experiments/{experiment}/runs"
+    (shown,) = parse_qs(view)["searchFilter"]
+    assert {run.info.run_id for run in client.search_runs([experiment], shown)} == {run.info.run_id for run in cells}
     without = next(run for run in cells if run.info.run_name == "without KL · M1 · seed 1")
     assert without.data.params == {"vae.kl_weight": "0.0", "case": "without KL", "subject": "M1", "seed": "1"}
     assert float(next(run for run in cells if run.info.run_name.startswith("full")).data.params["vae.kl_weight"]) > 0
