@@ -49,7 +49,8 @@ def finish(context: StudyContext, selected: Selected) -> FinalResult:
     models = folder / "models"
     write_study_models(models, configuration, {s: stage_folders(runner, stages, s, seeds[0]) for s in subjects})
     metrics, per_seed = means(values)
-    metrics |= {f"{name}_sd": _sd(own) for name, own in per_seed.items() if len(own) > 1}
+    spread = {name: own for name, own in per_seed.items() if len(own) > 1 and not name.endswith("_se")}
+    metrics |= {f"{name}_sd": _sd(own) for name, own in spread.items()}
     denoiser = stages.denoiser()
     provenance = {
         "study": context.study,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from migvis.config import Configuration
 from migvis.data import Dataset
 from migvis.metrics.probes import LEAST_CATEGORY_ACCURACY, LEAST_ROTATION_R2
-from tune.selection import LEAST_MOVE, own_move
+from tune.selection import LEAST_MOVE, Candidate, own_move
 
 SATURATED = 0.8
 """Share of its largest possible value above which the estimated partial correlation has lost its gradient."""
@@ -44,6 +45,26 @@ def instrument_notes(metrics: Mapping[str, float]) -> list[str]:
     return [
         f"the instrument reads the category of {category:.2f} of held-out stimuli and their rotation with R² {rotation:.2f}, "
         f"below {LEAST_CATEGORY_ACCURACY:g} or {LEAST_ROTATION_R2:g}: selectivity decides nothing here"
+    ]
+
+
+def luck_notes(candidates: Sequence[Candidate], selected: int) -> list[str]:
+    """How many trials' edits score too much like the selected one's to be told from them, by standard errors over the pairs."""
+    metrics = {candidate.number: candidate.metrics for candidate in candidates}
+    own = metrics.pop(selected, {})
+    scored = [name for name in ("selectivity", "realism") if f"{name}_se" in own]
+    others = [other for other in metrics.values() if all(f"{name}_se" in other for name in scored)]
+
+    def alike(other: Mapping[str, float], name: str) -> bool:
+        return abs(other[name] - own[name]) <= 2 * math.hypot(other[f"{name}_se"], own[f"{name}_se"])
+
+    count = sum(all(alike(other, name) for name in scored) for other in others)
+    if not scored or not count:
+        return []
+    figures = " and ".join(f"{name} {own[name]:.2f} ± {own[f'{name}_se']:.2f}" for name in scored)
+    return [
+        f"{count} of the {len(others)} other trials with edits are within two standard errors of the selected one "
+        f"({figures} over its pairs): these pairs do not tell them apart (synthesis.trial_pairs)"
     ]
 
 

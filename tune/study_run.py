@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tune.tracking_uri import artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_result
 from tune.trial_result import FinalResult, TrialResult
+from tune.trial_text import params_text, trial_line
 
 REGISTERED_MODEL = "migvis"
 
@@ -291,22 +292,3 @@ class StudyRun:
         print(f"report:            {self.context.folder / 'report.html'}")
         print(f"exported bundle:   {self.final.export}")
         print(f"summary:           {self.context.folder / 'summary.json'}")
-
-
-def params_text(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in params.items())
-
-
-def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
-    """One line about a trial that ended: its values, its parameters, its time, and what it reused."""
-    took = "" if record.seconds is None else f" ({duration(record.seconds)})"
-    if not record.finished:
-        again = "; it is tried again" if record.state == "WAITING" else ""
-        return f"trial {record.number} failed: {record.error}{again}{took}"
-    result = record.result()
-    names = ["neural_r2"] if record.state == "PRUNED" else ["neural_r2", *objectives]
-    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in names if name in result.metrics)
-    reused = sorted({stage["kind"] for stage in result.stages if stage["reused"]})
-    gate = "ended by the gate, " if record.state == "PRUNED" else ""
-    tail = f"; reused {', '.join(reused)}" if reused else ""
-    return f"trial {record.number}: {gate}{values} | {params_text(record.params)}{took}{tail}"

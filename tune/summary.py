@@ -16,7 +16,7 @@ from typing import Any
 
 from tune.context import StudyContext
 from tune.ledger import Ledger, TrialRecord
-from tune.notes import damage_notes, notes
+from tune.notes import damage_notes, luck_notes, notes
 from tune.selection import Selected
 from tune.study_folder import write_text
 from tune.submitted import submitted
@@ -142,6 +142,8 @@ class Summary:
         final_metrics = {} if outcome is None else outcome.metrics
         said = notes([trial.saturation for trial in finished if trial.saturation is not None], final_metrics)
         said += damage_notes(stages)
+        if outcome is not None:
+            said += luck_notes(ledger.candidates(), outcome.selected.trial)
         content: dict[str, Any] = {
             "study": context.study,
             "state": state,

@@ -130,6 +130,7 @@ def score_edits(dataset: Dataset, instrument: Instrument, edits: Mapping[str, Te
     edits: images [n, 1, H, W], group, pair, scale [n], and source, target [pairs] stimulus rows. Scored are the first
     2 · pairs, which are edits of groups 1 and 2; those with γ = 0 give inversion_mse. training_distance is the median over
     the scored edits, training_distance_stimuli over the held-out stimuli they start from: well below it, edits are copies.
+    selectivity_se and realism_se are standard errors over the pairs, where there are at least two.
     """
     source, target = edits["source"], edits["target"]
     pairs = len(source)
@@ -148,9 +149,13 @@ def score_edits(dataset: Dataset, instrument: Instrument, edits: Mapping[str, Te
     labels = label_reading(dataset)
     result = selectivity(reading, rows_of(labels, source[pair]), rows_of(labels, target[pair]), group, _symmetries(dataset))
     metrics["selectivity"] = result.value
+    scored = {"selectivity": result.score}
     if instrument.kind == "oracle":
+        scored["realism"] = result.valid
         metrics["realism"] = float(result.valid.double().mean())
         metrics["residual_median"] = float(residual.median())
+    if pairs > 1:
+        metrics |= {f"{name}_se": _standard_error(values, pair, pairs) for name, values in scored.items()}
     for g in (1, 2):
         chosen = group == g
         metrics[f"selectivity_group{g}"] = float(result.score[chosen].mean())
@@ -169,3 +174,9 @@ def score_edits(dataset: Dataset, instrument: Instrument, edits: Mapping[str, Te
         "pair": pair,
     }
     return metrics, readings
+
+
+def _standard_error(values: Tensor, pair: Tensor, pairs: int) -> float:
+    """Of the mean of values [n], two of each pair: edits of one pair are not independent, pairs are."""
+    of_pairs = torch.zeros(pairs, dtype=torch.float64).index_add(0, pair, values.double()) / 2
+    return float(of_pairs.std() / pairs**0.5)

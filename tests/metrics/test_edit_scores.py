@@ -61,6 +61,9 @@ def test_perfect_edits_score_1_and_those_of_the_other_attribute_minus_1(dataset:
     assert metrics["selectivity_group1"] == pytest.approx(0.8 * sign, abs=1e-5)
     assert metrics["selectivity_group2"] == pytest.approx(sign, abs=1e-5)
     assert metrics["selectivity"] == pytest.approx(0.9 * sign, abs=1e-5)
+    # of the pairs' means 1, 1, 1, 1, ½
+    assert metrics["selectivity_se"] == pytest.approx(0.1, abs=1e-5)
+    assert metrics["realism_se"] == pytest.approx(0.1)
     moves = [[metrics[f"move_{attribute}_group{g}"] for attribute in ("pose", "category")] for g in (1, 2)]
     expected = [[0.0, 0.8], [1.0, 0.0]] if swapped else [[0.8, 0.0], [0.0, 1.0]]
     assert torch.allclose(torch.tensor(moves), torch.tensor(expected), atol=1e-5)
