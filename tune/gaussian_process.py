@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 
 Values = NDArray[np.float64]
 
@@ -59,12 +60,16 @@ class Places:
         return Places(self.inputs[first:end], self.stages[first:end])
 
 
-def _kernel(first: Places, second: Places, length: Values) -> tuple[Values, Values, Values]:
-    """Matérn 5/2 [n, m], its slope (1 + r)/3 · e^(−r), and the squares of the scaled differences [n, m, inputs]."""
-    squares = ((first.inputs[:, None] - second.inputs[None]) / np.exp(length)) ** 2
-    r = np.sqrt(5 * squares.sum(-1))
-    decay = np.exp(-r)
-    return (1 + r + r**2 / 3) * decay, (1 + r) / 3 * decay, squares
+def _distance(first: Places, second: Places, length: Values) -> Values:
+    """√5 times the distance in units of the length scales, [n, m]."""
+    scale = np.exp(length)
+    return np.sqrt(5 * np.asarray(cdist(first.inputs / scale, second.inputs / scale, "sqeuclidean")))
+
+
+def _kernel(first: Places, second: Places, length: Values) -> Values:
+    """Matérn 5/2, [n, m]."""
+    r = _distance(first, second, length)
+    return np.asarray((1 + r + r**2 / 3) * np.exp(-r))
 
 
 def _same(first: Places, second: Places) -> Values:
@@ -74,7 +79,7 @@ def _same(first: Places, second: Places) -> Values:
 
 def _factor(places: Places, parameters: Hyperparameters) -> Values:
     """Lower Cholesky factor of the covariance of what is measured, [n, n]."""
-    kernel, _, _ = _kernel(places, places, parameters.length)
+    kernel = _kernel(places, places, parameters.length)
     variance = np.exp(parameters.chance)
     shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, places))
     return np.asarray(cholesky(_MEAN_VARIANCE + kernel + shared + (variance[-1] + _JITTER) * np.eye(len(places)), lower=True))
@@ -93,7 +98,9 @@ def negative_log_posterior(places: Places, values: Values, parameters: Hyperpara
     off = np.append(parameters.length - typical, parameters.chance - _CHANCE_MEAN) / spread
     total = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (off**2).sum()
     inner = cho_solve((factor, True), np.eye(len(places))) - np.outer(weights, weights)
-    _, slope, squares = _kernel(places, places, parameters.length)
+    r = _distance(places, places, parameters.length)
+    slope = (1 + r) / 3 * np.exp(-r)
+    squares = ((places.inputs[:, None] - places.inputs[None]) / np.exp(parameters.length)) ** 2
     by_length = 0.5 * np.einsum("nm,nm,nmi->i", inner, 5 * slope, squares)
     shared = np.einsum("nm,lnm->l", inner, _same(places, places))
     by_chance = 0.5 * np.exp(parameters.chance) * np.append(shared, np.trace(inner))
@@ -127,7 +134,7 @@ def predict(
     variance = np.exp(parameters.chance)
     factor = _factor(places, parameters)
     shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, at))
-    cross = _MEAN_VARIANCE + _kernel(places, at, parameters.length)[0] + shared
+    cross = _MEAN_VARIANCE + _kernel(places, at, parameters.length) + shared
     explained = (solve_triangular(factor, cross, lower=True) ** 2).sum(0)
     spread = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() - explained, 0.0))
     mean = cross.T @ cho_solve((factor, True), standard) * scale + middle
