@@ -40,7 +40,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], Abstra
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[services.Postgres]:
-    """A real PostgreSQL for all tests of the session; each takes a database of its own."""
+    """A real PostgreSQL for all tests of the session; each takes a database of its own. Not where it is not installed."""
     if reason := services.missing_postgres():
         pytest.skip(reason)
     with services.postgres() as service:
@@ -49,7 +49,7 @@ def postgres() -> Iterator[services.Postgres]:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[services.ObjectStore]:
-    """A real S3-compatible object store for all tests of the session; each takes a bucket of its own."""
+    """A real S3-compatible object store for all tests of the session; each takes a bucket of its own. Not without it."""
     if reason := services.missing_object_store():
         pytest.skip(reason)
     with services.object_store() as store:

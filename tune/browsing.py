@@ -38,7 +38,7 @@ def charts_of_trials(uri: str, experiment_id: str, study_run: str, metric: str) 
 
 
 def charts_of_cases(uri: str, experiment_id: str, study_id: str) -> str:
-    """The page with charts of the runs of an ablation, those with pictures first."""
+    """The page with charts of the runs of an ablation, newest first: those with pictures are written last."""
     runs = f"tags.`migvis.study_id` = '{study_id}' AND tags.`migvis.kind` = 'case'"
     return _charts(uri, experiment_id, runs, "attributes.start_time")
 

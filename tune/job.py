@@ -14,8 +14,6 @@ from tune.redact import redact
 
 _LAST_LINE_OF_RAY = "Running entrypoint for job "
 """The output begins after it."""
-
-
 _NO_OUTPUT = (401, 403, 404)
 """Answers of a cluster that refuses this machine, or does not know the job; asked for the job itself, it tells which."""
 
@@ -108,7 +106,7 @@ class Job:
             self._reachable()
             self._client.stop_job(self.name)
             self._follow()
-        except (KeyboardInterrupt, Lost, OSError, RuntimeError):
+        except (KeyboardInterrupt, Lost, OSError, RuntimeError, InputError):
             self._say(f"it may go on; stop it with: {self.command('stop')}")
         return 130
 

@@ -9,8 +9,10 @@ from typing import Any
 from migvis.config import Configuration
 from migvis.data import Dataset
 from migvis.metrics.probes import LEAST_CATEGORY_ACCURACY, LEAST_ROTATION_R2
-from tune.selection import LEAST_MOVE, Candidate, own_move
+from tune.selection import LEAST_MOVE, own_move
 
+SCORES = ("selectivity", "realism")
+"""What is measured on edits of a trial's pairs, so that chance is in it."""
 SATURATED = 0.8
 """Share of its largest possible value above which the estimated partial correlation has lost its gradient."""
 SELECTIVE = 0.05
@@ -48,12 +50,15 @@ def instrument_notes(metrics: Mapping[str, float]) -> list[str]:
     ]
 
 
-def luck_notes(candidates: Sequence[Candidate], selected: int) -> list[str]:
-    """How many trials' edits score too much like the selected one's to be told from them, by standard errors over the pairs."""
-    metrics = {candidate.number: candidate.metrics for candidate in candidates}
-    own = metrics.pop(selected, {})
-    scored = [name for name in ("selectivity", "realism") if f"{name}_se" in own]
-    others = [other for other in metrics.values() if all(f"{name}_se" in other for name in scored)]
+def luck_notes(metrics: Mapping[int, Mapping[str, float]], selected: int) -> list[str]:
+    """How many trials' edits score too much like the selected one's to be told from them, by standard errors over the pairs.
+
+    metrics: of each finished trial, by its number; of them `SCORES` and their standard errors are read.
+    """
+    own = metrics.get(selected, {})
+    scored = [name for name in SCORES if f"{name}_se" in own]
+    rest = (other for number, other in metrics.items() if number != selected)
+    others = [other for other in rest if all(f"{name}_se" in other for name in scored)]
 
     def alike(other: Mapping[str, float], name: str) -> bool:
         return abs(other[name] - own[name]) <= 2 * math.hypot(other[f"{name}_se"], own[f"{name}_se"])

@@ -58,10 +58,10 @@ def _trials(ledger: Ledger, selected: int) -> Table:
     header = ["trial", *PARAMETERS, "neural_r2", *ledger.objectives, "ended"]
     rows: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
-    finished: list[Mapping[str, float]] = []
+    measured: list[Mapping[str, float]] = []
     for record in ledger.records():
         metrics = record.result().metrics if record.finished else {}
-        finished.append(metrics)
+        measured.append(metrics)
         names = ["neural_r2", *ledger.objectives]
         values = [f"{metrics[name]:.3f}" if name in metrics else NOTHING for name in names]
         ended = {"COMPLETE": "complete", "PRUNED": "by the gate"}.get(record.state, record.error or record.state.lower())
@@ -69,7 +69,7 @@ def _trials(ledger: Ledger, selected: int) -> Table:
             bold |= {(len(rows), column) for column in range(len(header))}
         rows.append([str(record.number), *(f"{record.params[name]:g}" for name in PARAMETERS), *values, ended])
     note = "Scored on validation images; by the gate: neural_r2 fell too far below the standard VAE's. Bold: selected."
-    known = {name: [one[f"{name}_se"] for one in finished if f"{name}_se" in one] for name in ledger.objectives}
+    known = {name: [one[f"{name}_se"] for one in measured if f"{name}_se" in one] for name in ledger.objectives}
     errors = ", ".join(f"{name} {median(values):.2f}" for name, values in known.items() if values)
     if errors:
         note += f" Standard errors over a trial's pairs, in the median: {errors}."

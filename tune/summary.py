@@ -16,7 +16,7 @@ from typing import Any
 
 from tune.context import StudyContext
 from tune.ledger import Ledger, TrialRecord
-from tune.notes import damage_notes, luck_notes, notes
+from tune.notes import SCORES, damage_notes, luck_notes, notes
 from tune.selection import Selected
 from tune.study_folder import write_text
 from tune.submitted import submitted
@@ -116,6 +116,7 @@ class _Finished:
     run_id: str | None
     stages: list[dict[str, Any]]
     saturation: float | None
+    scores: Mapping[str, float]
 
 
 class Summary:
@@ -143,7 +144,8 @@ class Summary:
         said = notes([trial.saturation for trial in finished if trial.saturation is not None], final_metrics)
         said += damage_notes(stages)
         if outcome is not None:
-            said += luck_notes(ledger.candidates(), outcome.selected.trial)
+            scores = {number: trial.scores for number, trial in self._finished.items()}
+            said += luck_notes(scores, outcome.selected.trial)
         content: dict[str, Any] = {
             "study": context.study,
             "state": state,
@@ -170,7 +172,8 @@ class Summary:
         known = self._finished.get(record.number)
         if known is None or known.run_id != run_id:
             result = record.result()
-            known = _Finished(self._entry(record, result), run_id, result.stages, result.metrics.get("pc_saturation"))
+            kept = {name: result.metrics[name] for score in SCORES for name in (score, f"{score}_se") if name in result.metrics}
+            known = _Finished(self._entry(record, result), run_id, result.stages, result.metrics.get("pc_saturation"), kept)
             self._finished[record.number] = known
         return known
 

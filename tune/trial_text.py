@@ -10,6 +10,7 @@ from tune.progress import duration
 
 
 def params_text(params: Mapping[str, Any]) -> str:
+    """Hyperparameters with their values, in their order."""
     return ", ".join(f"{name} {value:g}" for name, value in params.items())
 
 

@@ -31,6 +31,7 @@ TRIALS = 9
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    """Three hosts with a cluster. Not where nobody is root, or network namespaces or ssh are missing: they are made of these."""
     reason = unavailable()
     if reason is not None:
         pytest.skip(reason)

@@ -61,13 +61,25 @@ def test_perfect_edits_score_1_and_those_of_the_other_attribute_minus_1(dataset:
     assert metrics["selectivity_group1"] == pytest.approx(0.8 * sign, abs=1e-5)
     assert metrics["selectivity_group2"] == pytest.approx(sign, abs=1e-5)
     assert metrics["selectivity"] == pytest.approx(0.9 * sign, abs=1e-5)
-    # of the pairs' means 1, 1, 1, 1, ½
-    assert metrics["selectivity_se"] == pytest.approx(0.1, abs=1e-5)
-    assert metrics["realism_se"] == pytest.approx(0.1)
     moves = [[metrics[f"move_{attribute}_group{g}"] for attribute in ("pose", "category")] for g in (1, 2)]
     expected = [[0.0, 0.8], [1.0, 0.0]] if swapped else [[0.8, 0.0], [0.0, 1.0]]
     assert torch.allclose(torch.tensor(moves), torch.tensor(expected), atol=1e-5)
     assert metrics["instrument/object_accuracy"] == 0.9
+
+
+def test_standard_errors_are_over_pairs_whose_two_edits_are_not_independent(dataset: Dataset) -> None:
+    source, target = evaluation_pairs(dataset, "validation", 5, seed=0)
+    labels, group, pair = label_reading(dataset), torch.tensor([1] * 5 + [2] * 5), torch.arange(5).repeat(2)
+    valid = pair != 4  # both edits of the last pair fail: the pairs' means are 1, 1, 1, 1, 0
+    shown = Reading(labels.category[source[pair]], labels.angles[source[pair]], valid)
+    edits = {"images": torch.zeros(10, 1, 32, 32), "group": group, "pair": pair, "scale": torch.full((10,), 5.0)}
+    metrics, _ = score_edits(dataset, Scripted(shown), edits | {"source": source, "target": target})
+    assert metrics["realism_se"] == pytest.approx(0.2), "0.13 if all ten were independent"
+    assert metrics["selectivity_se"] == pytest.approx(0.0), "nothing moves, nothing leaks"
+    one = {name: value[[4, 9]] for name, value in edits.items()} | {"pair": torch.tensor([0, 0])}
+    alone = Scripted(Reading(shown.category[[4, 9]], shown.angles[[4, 9]], valid[[4, 9]]))
+    metrics, _ = score_edits(dataset, alone, one | {"source": source[4:], "target": target[4:]})
+    assert "realism_se" not in metrics
 
 
 def test_the_inversion_error_is_of_the_unguided_edits_and_their_own_sources(dataset: Dataset) -> None:

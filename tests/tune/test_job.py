@@ -174,6 +174,13 @@ def test_ctrl_c_before_the_cluster_knows_the_job_tells_how_to_stop_it(server: Jo
     assert re.search(rf"it may go on; stop it with: ray job stop --address {server.url} migvis-[\w-]+\n", capsys.readouterr().out)
 
 
+def test_ctrl_c_where_the_cluster_refuses_this_machine_tells_how_to_stop_it(server: JobServer, capsys) -> None:
+    server.answers["POST /api/jobs/"] = interrupted
+    server.answers["POST /api/jobs/*/stop"] = lambda: web.Response(status=401, text="Unauthorized")
+    assert main(["--address", server.url]) == 130
+    assert f"it may go on; stop it with: ray job stop --address {server.url} migvis-" in capsys.readouterr().out
+
+
 def test_a_server_that_says_nothing_is_not_waited_for_for_ever(server: JobServer, monkeypatch) -> None:
     monkeypatch.setattr("tune.job_client.ANSWER_SECONDS", 0.5)
     client = job_client(server.url)

@@ -8,7 +8,6 @@ import numpy as np
 
 from migvis.config import PRESETS
 from tune.notes import cautions, damage_notes, luck_notes, notes
-from tune.selection import Candidate
 
 
 def test_saturation_and_edits_that_move_nothing_are_said() -> None:
@@ -28,19 +27,18 @@ def test_edits_that_move_everything_are_told_from_edits_that_move_nothing() -> N
 
 
 def test_trials_that_chance_may_have_put_behind_the_selected_one_are_counted() -> None:
-    def trial(number: int, selectivity: float, realism: float) -> Candidate:
-        metrics = {"selectivity": selectivity, "selectivity_se": 0.06, "realism": realism, "realism_se": 0.08}
-        return Candidate(number, {}, metrics)
+    def trial(selectivity: float, realism: float) -> dict[str, float]:
+        return {"selectivity": selectivity, "selectivity_se": 0.06, "realism": realism, "realism_se": 0.08}
 
-    selected, alike = trial(3, 0.3, 0.8), trial(0, 0.14, 0.9)  # two standard errors of a difference are 0.17 and 0.23
-    apart, unreal, gated = trial(1, 0.12, 0.8), trial(2, 0.3, 0.5), Candidate(4, {}, {"neural_r2": 0.1})
-    (said,) = luck_notes([alike, apart, unreal, selected, gated], 3)
+    selected, alike = trial(0.3, 0.8), trial(0.14, 0.9)  # two standard errors of a difference are 0.17 and 0.23
+    apart, unreal, gated = trial(0.12, 0.8), trial(0.3, 0.5), {"neural_r2": 0.1}
+    (said,) = luck_notes({0: alike, 1: apart, 2: unreal, 3: selected, 4: gated}, 3)
     assert said.startswith("1 of the 3 other trials with edits are within two standard errors of the selected one")
     assert "selectivity 0.30 ± 0.06 and realism 0.80 ± 0.08" in said
-    assert luck_notes([apart, unreal, selected, gated], 3) == []
-    probes = [Candidate(number, {}, {"selectivity": 0.1, "selectivity_se": 0.05}) for number in (0, 1)]
+    assert luck_notes({1: apart, 2: unreal, 3: selected, 4: gated}, 3) == []
+    probes = {number: {"selectivity": 0.1, "selectivity_se": 0.05} for number in (0, 1)}
     assert "(selectivity 0.10 ± 0.05 over its pairs)" in luck_notes(probes, 1)[0]
-    assert luck_notes([Candidate(0, {}, {"neural_r2": 0.9}), Candidate(1, {}, {})], 0) == []
+    assert luck_notes({0: {"neural_r2": 0.9}, 1: {}}, 0) == []
 
 
 def test_each_damaged_stage_is_told_once() -> None:

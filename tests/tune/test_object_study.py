@@ -215,7 +215,7 @@ def test_a_study_on_s3_and_postgresql_killed_and_resumed_elsewhere(
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """A file system of 4 MB, which only root can mount: without it nothing can be filled up for real."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", str(folder)], capture_output=True, text=True)
