@@ -96,7 +96,7 @@ def make_instrument(
         pose_rows=None if posed is None else posed[pictures],
         seed=seed,
     )
-    held_out = dataset.split["validation"]
+    held_out = dataset.split["validation"].copy()  # read-only arrays make PyTorch warn
     accuracy = probe_accuracy(
         probes, dataset.images(held_out), categories[held_out], angles[held_out], None if posed is None else posed[held_out]
     )
@@ -167,7 +167,6 @@ def score_edits(dataset: Dataset, instrument: Instrument, edits: Mapping[str, Te
         "category": reading.category,
         "angles": reading.angles,
         "valid": reading.valid,
-        "residual": residual,
         "score": result.score,
         "matrix": result.matrix,
         "group": group,

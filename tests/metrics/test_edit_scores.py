@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,18 +13,19 @@ from migvis.data.synthetic.stimuli import make_synthetic
 from migvis.metrics.edit_scores import Instrument, evaluation_pairs, score_edits
 from migvis.metrics.instrument import label_reading
 from migvis.metrics.selectivity import Reading
+from migvis.weights import read_tensors, save_tensors
 
 
 class Scripted(Instrument):
     """An instrument that says what it is told, whatever it is shown; it knows how many images it was shown."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, residual: float = 0.1) -> None:
         super().__init__("oracle", accuracy={"object_accuracy": 0.9})
-        self.reading, self.shown = reading, 0
+        self.reading, self.residual, self.shown = reading, residual, 0
 
     def read(self, images: torch.Tensor) -> tuple[Reading, torch.Tensor]:
         self.shown = len(images)
-        return self.reading, torch.full((len(images),), 0.1)
+        return self.reading, torch.full((len(images),), self.residual)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,20 @@ def test_standard_errors_are_over_pairs_whose_two_edits_are_not_independent(data
     alone = Scripted(Reading(shown.category[[4, 9]], shown.angles[[4, 9]], valid[[4, 9]]))
     metrics, _ = score_edits(dataset, alone, one | {"source": source[4:], "target": target[4:]})
     assert "realism_se" not in metrics
+
+
+@pytest.mark.parametrize("residual", [math.inf, math.nan])
+def test_readings_of_blank_edits_and_of_probes_can_be_stored(dataset: Dataset, tmp_path: Path, residual: float) -> None:
+    """The oracle's residual of a blank is infinite, and probes have none."""
+    source, target = evaluation_pairs(dataset, "validation", 5, seed=0)
+    labels, group, pair = label_reading(dataset), torch.tensor([1] * 5 + [2] * 5), torch.arange(5).repeat(2)
+    shown = Reading(labels.category[source[pair]], labels.angles[source[pair]], torch.zeros(10, dtype=torch.bool))
+    edits = {"images": torch.full((10, 1, 32, 32), -1.0), "group": group, "pair": pair, "scale": torch.full((10,), 5.0)}
+    metrics, readings = score_edits(dataset, Scripted(shown, residual), edits | {"source": source, "target": target})
+    assert metrics["realism"] == 0
+    assert metrics["selectivity"] == 0
+    save_tensors(tmp_path / "readings.safetensors", readings)
+    assert read_tensors(tmp_path / "readings.safetensors").keys() == readings.keys()
 
 
 def test_the_inversion_error_is_of_the_unguided_edits_and_their_own_sources(dataset: Dataset) -> None:
