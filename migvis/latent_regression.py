@@ -14,7 +14,7 @@ from migvis.errors import InputError
 from migvis.image_heads import latent_statistics
 
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-2, 6, 17))
-"""Ridge penalties, of which each latent dimension takes the best in leave-one-out cross-validation."""
+"""Ridge penalties, of which each latent dimension takes the best in cross-validation over pictures."""
 
 
 class LatentRegression(nn.Module):
@@ -61,8 +61,8 @@ def fit_latent_regression(
     """Regresses the posterior means [n, D] of the training stimuli on the features of the pictures that they show.
 
     clean [P, 1, H, W], log_var [n, D], picture_row [n] as in migvis.critic.fit_critic; embeddings [P, E]: the clean pictures'
-    by a frozen encoder, which `critic.encoder` dino needs. A penalty per dimension, by leave-one-out cross-validation.
-    Raises InputError if they are missing.
+    by a frozen encoder, which `critic.encoder` dino needs. A penalty per dimension, by cross-validation that leaves out one
+    picture with all stimuli that show it. Raises InputError if they are missing.
     """
     from sklearn.linear_model import RidgeCV
 
@@ -70,9 +70,12 @@ def fit_latent_regression(
         raise InputError("critic.encoder=dino: the regression needs the pictures' embeddings, and none are given")
     features = clean.flatten(1) if embeddings is None else embeddings
     centre, spread = latent_statistics(mean, log_var)
-    standardised = ((mean - centre) / spread).double().numpy()
-    seen = features.double().numpy()[picture_row.numpy()]
-    model = RidgeCV(alphas=PENALTIES, alpha_per_target=True).fit(seen, standardised)
+    standardised = ((mean - centre) / spread).double()
+    # Their means, weighted by their number, have the same regression, and leaving out one leaves out the picture.
+    shown, place, count = picture_row.unique(return_inverse=True, return_counts=True)
+    of_pictures = torch.zeros(len(shown), mean.shape[1], dtype=torch.float64).index_add_(0, place, standardised) / count[:, None]
+    model = RidgeCV(alphas=PENALTIES, alpha_per_target=True)
+    model.fit(features[shown].double().numpy(), of_pictures.numpy(), sample_weight=count.double().numpy())
     weight, bias = (torch.tensor(part, dtype=torch.float32) for part in (model.coef_, model.intercept_))
     shape = (group_count, mean.shape[1] // group_count)
     return LatentRegression(config, weight, bias, centre.view(shape), spread.view(shape), encoder, clean.shape[-1])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from migvis.config import CriticConfig, SynthesisConfig
@@ -17,7 +19,7 @@ from migvis.edits import Edits
 from migvis.errors import InputError
 from migvis.guidance import guide
 from migvis.latent_encoder import LatentEncoder, fit_latent_encoder, log_density
-from migvis.latent_regression import LatentRegression, fit_latent_regression
+from migvis.latent_regression import PENALTIES, LatentRegression, fit_latent_regression
 from migvis.memory import StimulusMemory
 from migvis.synthesis import GuidedEditor
 
@@ -117,6 +119,29 @@ def test_the_regression_recovers_a_linear_world(world: dict[str, Tensor], regres
     )
     explained = 1 - (regression.means(images).flatten(1) - expected).square().mean() / expected.var()
     assert float(explained) > 0.95
+
+
+def test_penalties_are_chosen_by_pictures_that_were_left_out() -> None:
+    """Ten stimuli show each of few pictures: leaving out one of ten leaves the picture in, and asks for no penalty at all."""
+    images, row = normal(24, 1, 8, 8, seed=21), torch.arange(24).repeat_interleave(torch.arange(1, 25) % 10 + 1)
+    mean = normal(24, 4, seed=22)[row] + 0.1 * normal(len(row), 4, seed=23)
+    fitted = fit_latent_regression(images, mean, torch.full_like(mean, -30.0), row, CONFIG, 2)
+    seen, latents = images.flatten(1)[row].double().numpy(), mean.double()
+    wanted = ((latents - latents.mean(0)) / latents.std(0, correction=0)).numpy()
+
+    def error(penalty: float) -> np.ndarray:
+        total = np.zeros(4)
+        for picture in range(24):
+            held = row.numpy() == picture
+            model = Ridge(alpha=penalty).fit(seen[~held], wanted[~held])
+            total += ((model.predict(seen[held]) - wanted[held]) ** 2).sum(0)
+        return total
+
+    best = np.argmin([error(penalty) for penalty in PENALTIES], axis=0)
+    for dimension, choice in enumerate(best):
+        expected = Ridge(alpha=PENALTIES[choice]).fit(seen, wanted[:, dimension])
+        assert np.allclose(fitted.weight[dimension].numpy(), expected.coef_, atol=1e-5)
+        assert float(fitted.bias[dimension]) == pytest.approx(expected.intercept_, abs=1e-5)
 
 
 def test_guidance_by_a_regression_moves_a_picture_along_its_weights(regression: LatentRegression) -> None:

@@ -41,11 +41,16 @@ def _gap(informativeness: Array) -> float:
     return float((ordered[:, -1] - ordered[:, -2]).mean())
 
 
-def _informativeness(groups: Array, codes: list[NDArray[np.int64]], generator: np.random.Generator) -> tuple[Array, Array]:
-    """I [factors, groups] of the factors and of the same factors with shuffled rows; groups [G, n, D_g]."""
+def _informativeness(
+    groups: Array, codes: list[NDArray[np.int64]], picture: NDArray[np.int64], generator: np.random.Generator
+) -> tuple[Array, Array]:
+    """I [factors, groups] of the factors and of the same factors with shuffled rows; groups [G, n, D_g], picture [n]."""
     rows = groups.shape[1]
     order = generator.permutation(rows)
-    folds = torch.from_numpy(generator.permutation(rows) % FOLDS)
+    # A picture that is held out has no copy among those that are learnt from.
+    _, first, number = np.unique(picture, return_index=True, return_inverse=True)
+    in_order = np.argsort(np.argsort(first))[number]
+    folds = torch.from_numpy(generator.permutation(len(first))[in_order] % FOLDS)
     labels = np.stack(codes + [code[order] for code in codes])
     classes = labels.max(axis=1) + 1
     loss = cross_validated_cross_entropy(
@@ -58,7 +63,14 @@ def _informativeness(groups: Array, codes: list[NDArray[np.int64]], generator: n
 
 
 def group_mig(
-    latents: Any, group_count: int, category: Any = None, rotations: Any = None, *, seed: int, pose_rows: Any = None
+    latents: Any,
+    group_count: int,
+    category: Any = None,
+    rotations: Any = None,
+    *,
+    seed: int,
+    pose_rows: Any = None,
+    picture: Any = None,
 ) -> GroupInformation:
     """Mean over factors of the gap between the two most informative latent groups.
 
@@ -68,14 +80,18 @@ def group_mig(
 
     latents [n, D] posterior means, D = group_count · D_g; category [n] labels or none; rotations [n, 3] in
     degrees or none, cut into 10 quantile bins; pose_rows [n] boolean: the images whose pose varies (V0 images
-    are left out), none for all; seed: folds and shuffling. Raises InputError for shapes that disagree, fewer
-    than 2 groups, a group_count that does not divide D, fewer than 10 images, or no factor that varies.
+    are left out), none for all; picture [n] whole numbers, equal for rows of equal pictures, which are held out
+    together (none: all differ); seed: folds and shuffling. Raises InputError for shapes that disagree, fewer
+    than 2 groups, a group_count that does not divide D, fewer than 10 different images, or no factor that varies.
     """
     z = matrix("latents", latents)
     if group_count < 2 or z.shape[1] % group_count:
         raise InputError(f"group_count: expected at least 2, dividing the {z.shape[1]} latents, got {group_count}")
-    if len(z) < 2 * FOLDS:
-        raise InputError(f"latents: group_mig needs at least {2 * FOLDS} images, got {len(z)}")
+    shown = np.arange(len(z)) if picture is None else np.asarray(picture)
+    if shown.shape != (len(z),):
+        raise InputError(f"picture: expected {len(z)} whole numbers, got shape {shown.shape}")
+    if len(np.unique(shown)) < 2 * FOLDS:
+        raise InputError(f"latents: group_mig needs at least {2 * FOLDS} different images, got {len(np.unique(shown))}")
     groups = np.ascontiguousarray(z.reshape(len(z), group_count, -1).transpose(1, 0, 2))
     generator = np.random.default_rng(seed)
     names: list[str] = []
@@ -87,7 +103,7 @@ def group_mig(
             skipped.append("category")
         else:
             names.append("category")
-            rows.append(_informativeness(groups, [value_codes(labels)], generator))
+            rows.append(_informativeness(groups, [value_codes(labels)], shown, generator))
     if rotations is not None:
         pose = matrix("rotations", rotations, rows=len(z))
         if pose.shape[1] != len(ROTATIONS):
@@ -95,13 +111,13 @@ def group_mig(
         chosen = np.ones(len(z), dtype=bool) if pose_rows is None else np.asarray(pose_rows, dtype=bool)
         if chosen.shape != (len(z),):
             raise InputError(f"pose_rows: expected {len(z)} booleans, got shape {chosen.shape}")
-        enough = int(chosen.sum()) >= 2 * FOLDS
+        enough = len(np.unique(shown[chosen])) >= 2 * FOLDS
         varying = [k for k in range(3) if enough and not is_constant(pose[chosen, k])]
         skipped += [ROTATIONS[k] for k in range(3) if k not in varying]
         if varying:
             names += [ROTATIONS[k] for k in varying]
             codes = [quantile_codes(pose[chosen, k], POSE_BINS) for k in varying]
-            rows.append(_informativeness(groups[:, chosen], codes, generator))
+            rows.append(_informativeness(groups[:, chosen], codes, shown[chosen], generator))
     if not rows:
         raise InputError(f"factors: none varies over the {len(z)} images (skipped: {', '.join(skipped) or 'none given'})")
     informativeness = np.concatenate([row[0] for row in rows])

@@ -57,7 +57,10 @@ def disentanglement_metrics(dataset: Dataset, rows: np.ndarray, latents: np.ndar
     if category is None and rotations is None:
         return {}
     posed = np.ones(len(rows), dtype=bool) if stimuli.variation is None else stimuli.variation[rows] > 0
-    groups = group_mig(latents, group_count, category, rotations, seed=seed, pose_rows=None if rotations is None else posed)
+    groups = group_mig(
+        latents, group_count, category, rotations,
+        seed=seed, pose_rows=None if rotations is None else posed, picture=dataset.picture_id[rows],
+    )  # fmt: skip
     metrics = {"group_mig": groups.value, "group_mig_shuffled": groups.shuffled}
     for factor, values in zip(groups.factors, groups.informativeness, strict=True):
         metrics |= {f"information/{factor}/group{g}": float(value) for g, value in enumerate(values, start=1)}

@@ -77,6 +77,23 @@ def test_pose_rows_leave_images_of_constant_pose_out():
     assert no_pose.factors == ("category",)
 
 
+def test_copies_of_a_picture_are_held_out_together():
+    """Latents that say which picture is shown, and nothing of its category: with rows held out singly the copies give it away."""
+    generator = np.random.default_rng(4)
+    picture = np.repeat(np.arange(40), 10)
+    latents = generator.standard_normal((40, 4))[picture] + 0.05 * generator.standard_normal((N, 4))
+    category = generator.integers(0, 4, 40)[picture]
+    assert group_mig(latents, 2, category, seed=0).informativeness.max() > 0.1
+    assert group_mig(latents, 2, category, seed=0, picture=picture).informativeness.max() < 0.01
+
+
+def test_pictures_that_all_differ_change_nothing():
+    latents, category, rotations = code(3)
+    names = np.random.default_rng(5).permutation(N)
+    plain, named = (group_mig(latents, 4, category, rotations, seed=0, picture=one) for one in (None, names))
+    np.testing.assert_array_equal(plain.informativeness, named.informativeness)
+
+
 def test_a_class_seen_once_does_not_break_it():
     latents, category, _ = code(3)
     category[0] = 8
@@ -91,6 +108,8 @@ def test_bad_arguments_are_refused():
         ({"group_count": 4, "category": category[:9]}, "category: expected 400 rows"),
         ({"group_count": 4, "rotations": rotations[:, :2]}, "rotations"),
         ({"group_count": 4, "rotations": rotations, "pose_rows": np.ones(3, bool)}, "pose_rows"),
+        ({"group_count": 4, "category": category, "picture": np.arange(9)}, "picture: expected 400"),
+        ({"group_count": 4, "category": category, "picture": np.arange(N) % 9}, "10 different images, got 9"),
         ({"group_count": 4}, "none varies"),
         ({"group_count": 4, "category": np.zeros(N)}, "none varies"),
     ):
