@@ -61,6 +61,7 @@ def whole_argument(name: str, value: Any, low: int, high: int) -> int:
 
 def shift_argument(value: Any, rank: int) -> float | Tensor:
     """A shift: one number, or one for each of the group's `rank` dimensions."""
-    if np.ndim(value) == 0:
+    # np.ndim refuses lists of unequal lengths by an error of its own
+    if not isinstance(value, (list, tuple)) and np.ndim(value) == 0:
         return number_argument("shift", value)
     return array_argument("shift", value, (rank,))

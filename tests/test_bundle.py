@@ -214,6 +214,7 @@ MISUSES = [
     ({"target": None, "shift": 1.0}, "latents: a shift starts from"),
     ({"target": None, "shift": 1.0, "latents": torch.zeros(4, 2)}, "latents: expected shape [4, 6], got [4, 2]"),
     ({"target": None, "shift": [1.0, 2.0, 3.0], "latents": torch.zeros(4, 6)}, "shift: expected shape [2], got [3]"),
+    ({"target": None, "shift": [1.0, [2.0, 3.0]], "latents": torch.zeros(4, 6)}, "shift: expected"),
     ({"target": None, "shift": float("inf"), "latents": torch.zeros(4, 6)}, "shift: expected a finite number"),
     ({"target": None, "shift": 1.0, "latents": torch.zeros(4, 6), "dimensions": [3]}, "dimensions: expected 1…2, got 3"),
     ({"target": None, "shift": 1.0, "latents": torch.zeros(4, 6), "dimensions": []}, "dimensions: expected at least one"),

@@ -66,6 +66,8 @@ def test_unknown_key_names_the_nearest(text: str, expected: str) -> None:
         ("vae.pc_weight=abc", ["vae.pc_weight", "got 'abc'"]),
         ("search.group_count=[8, 2]", ["search", "group_count", "[8, 2]"]),
         ("search.edit_step=[0.3, 0.99]", ["edit_step", "0.99"]),
+        ("synthesis.guidance_scale=.inf", ["synthesis.guidance_scale", "finite", "inf"]),
+        ("vae.pc_weight=.nan", ["vae.pc_weight", "nan"]),
         ("search.infonce_batch=[1, 16]", ["infonce_batch", "[1, 16]"]),
         ("vae.readout=diagonal", []),
         ("noequals", ["section.key=value"]),
