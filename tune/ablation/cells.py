@@ -33,11 +33,14 @@ class Built:
 
 
 def stages_missing(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
-    """The stages that have to be built, inputs first: what lies below a stage that is there is not looked at."""
+    """The stages that have to be built, inputs first.
+
+    Of a stage that is there and whole only its own inputs are looked at, which are read, too: whether they are damaged.
+    """
     found: dict[tuple[str, str], Stage] = {}
 
     def visit(stage: Stage) -> None:
-        if (stage.kind, stage.key) not in found and not outcome.store.exists(stage.kind, stage.key):
+        if (stage.kind, stage.key) not in found and not outcome.is_whole(stage):
             for below in stage.inputs.values():
                 visit(below)
             found[stage.kind, stage.key] = stage
@@ -45,7 +48,15 @@ def stages_missing(outcome: Outcome, cells: Iterable[Cell]) -> list[Stage]:
     for cell in cells:
         for reading in outcome.readings[cell]:
             visit(reading.stage)
+            for below in damaged_inputs(outcome, reading.stage):
+                visit(below)
     return list(found.values())
+
+
+def damaged_inputs(outcome: Outcome, stage: Stage) -> list[Stage]:
+    """Inputs of a stage that are there, but not whole: who asks for the stage alone would never look at them."""
+    there = (below for below in stage.inputs.values() if outcome.store.exists(below.kind, below.key))
+    return [below for below in there if not outcome.is_whole(below)]
 
 
 def build_all(outcome: Outcome, display: Display, address: str | None) -> None:
@@ -114,6 +125,7 @@ def _build_cells(outcome: Outcome, cells: Sequence[Cell], display: Display) -> N
             cell = left.pop()
             readings = outcome.study.read(stages_of_case[cell.case], cell.subject, cell.seed)
             stages = [reading.stage for reading in readings]
+            stages = [*(below for stage in stages for below in damaged_inputs(outcome, stage)), *stages]
             waiting[task.remote(context, str(cell), stages)] = cell
         (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
         cell = waiting.pop(ready)

@@ -15,7 +15,7 @@ from migvis.weights import read_json, read_tensors
 from tune.ablation.algebra import Case
 from tune.ablation.study import Reading, Study
 from tune.context import StudyContext
-from tune.manifest import StageName
+from tune.manifest import DamagedStage, StageName
 from tune.pipeline import StageUse, topological
 from tune.selection import own_move
 from tune.stage_data import dataset_at
@@ -70,6 +70,13 @@ class Outcome:
     @cached_property
     def dataset(self) -> Dataset:
         return dataset_at(self.context.data_path)
+
+    def is_whole(self, stage: Stage) -> bool:
+        """Whether the store has the stage and its files are as they were written."""
+        try:
+            return self.store.read(stage.kind, stage.key) is not None
+        except DamagedStage:
+            return False
 
     def path(self, cell: Cell, kind: str, prefix: str = "") -> Path | None:
         """The folder of the stage of this kind that is read of a cell, itself or below; none where there is none."""

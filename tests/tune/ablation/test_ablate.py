@@ -97,6 +97,17 @@ def test_a_user_s_own_ablation_is_fitted_once_reported_and_tracked(local_ray, st
     assert len({path for path in (storage / "stages" / "vae").iterdir()} - stages) == 2
     assert summary(storage, "mine")["runs"][:4] == first["runs"]
 
+    # A figure that was altered, and a VAE that was cut off, are noticed: both are moved aside and built again.
+    third = summary(storage, "mine")["runs"]
+    figures = next((storage / "stages" / "representation").iterdir()) / "metrics.json"
+    figures.write_text(json.dumps({**json.loads(figures.read_text()), "mig": 0.99}))
+    weights = next((storage / "stages" / "vae").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert run(storage, tiny, str(own_study), "--seeds", "3") == 0
+    assert "built in" in capsys.readouterr().out
+    assert len(list((storage / "stages" / ".damaged").iterdir())) == 2
+    assert summary(storage, "mine")["runs"] == third
+
 
 @pytest.mark.slow
 def test_every_method_and_figure_is_run_whole_and_resumed(local_ray, storage, tiny, tmp_path, capsys) -> None:
