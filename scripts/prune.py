@@ -11,6 +11,7 @@ from typing import Any
 from migvis.errors import InputError
 from tune.progress import duration
 from tune.pruning import Item, Survey, prune, survey
+from tune.redact import redact
 from tune.study_folder import default_storage
 from tune.study_lock import running
 
@@ -89,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     storage = (arguments.storage or default_storage()).absolute()
     try:
+        if arguments.database is not None and arguments.stages is None:
+            raise InputError(f"--database {redact(arguments.database)}: goes with --stages s3://BUCKET/PREFIX; folders need none")
         find, delete = survey, prune
         if arguments.stages is not None:
             find, delete = of_objects(storage, arguments.stages, arguments.database)

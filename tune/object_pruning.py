@@ -66,7 +66,7 @@ def survey_objects(store: ObjectStore, database: str, storage: Path, keep: Colle
         if study not in {one.study for one in needs}:
             raise InputError(f"--database {redact(database)}: has the study {study}, and {storage} does not know what it needs")
     found, whole = Objects.of(store), set(store.stages())
-    records = [read_study(storage, one.study) for one in needs]
+    records = [read_study(storage, path.parent.name) for path in sorted(storage.glob("*/study.json"))]
     for place in found.others:
         if place.startswith(f"{STUDIES}/") and place.split("/")[1] not in {record.id for record in records}:
             its = "/".join(place.split("/")[:2])
