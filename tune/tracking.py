@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tune.ledger import TrialRecord
@@ -30,9 +29,9 @@ def _is_passing(error: Exception) -> bool:
 class Tracker:
     """Runs a Writer's calls in order on one background thread, again and again while the server is away.
 
-    capacity: calls that may wait. Beyond it a trial is not queued: the study's database still has it, and
-    `catch_up` queues it later (at the end, and when a study is resumed). again: what sends the rest where not everything
-    arrives. say: is told at once what will not be written, hours before `close` tells it.
+    capacity: calls that may wait while a study runs. Beyond it a trial is not queued: the study's database still has it, and
+    `catch_up` queues it at the end, whatever waits, as it does the study's end. again: what sends the rest where not
+    everything arrives. say: is told at once what will not be written, hours before `close` tells it.
     """
 
     def __init__(
@@ -46,7 +45,8 @@ class Tracker:
         say: Callable[[str], object] = lambda line: None,
     ) -> None:
         self._writer, self._again, self._say = writer, again, say
-        self._jobs: queue.Queue[tuple[str, Job] | None] = queue.Queue(capacity)
+        self._jobs: queue.SimpleQueue[tuple[str, Job] | None] = queue.SimpleQueue()
+        self._capacity = capacity
         self._waits = (first_wait, longest_wait)
         self._stop = threading.Event()
         self._queued: set[int] = set()
@@ -64,30 +64,32 @@ class Tracker:
         self.submit("the study's run", Writer.study_started)
         self._thread.start()
 
-    def submit(self, name: str, job: Job) -> bool:
+    def submit(self, name: str, job: Job, *, whatever_waits: bool = False) -> bool:
         """Queues a call; False if too many wait already."""
-        try:
-            self._jobs.put_nowait((name, job))
-        except queue.Full:
+        if not whatever_waits and self._jobs.qsize() >= self._capacity:
             return False
+        self._jobs.put((name, job))
         return True
 
     def trial_started(self, record: TrialRecord) -> None:
         self.submit(f"the start of trial {record.number}", lambda writer: writer.trial_started(record))
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record: TrialRecord, *, whatever_waits: bool = False) -> None:
         """Queues a trial that ended; one that will be tried again keeps its run open."""
         if record.state == "WAITING":
             return
-        queued = self.submit(f"trial {record.number}", lambda writer: writer.trial_ended(record))
+        name = f"trial {record.number}"
+        queued = self.submit(name, lambda writer: writer.trial_ended(record), whatever_waits=whatever_waits)
         if queued and record.finished:
             self._queued.add(record.number)
 
-    def catch_up(self, records: Sequence[TrialRecord], recall: Callable[[str], object]) -> None:
+    def catch_up(
+        self, records: Sequence[TrialRecord], recall: Callable[[str], object], *, whatever_waits: bool = False
+    ) -> None:
         """Queues the finished trials that were never written whole, such as those of a driver that was killed."""
         for record in records:
             if record.finished and record.number not in self._queued and not recall(sent_key(record.number)):
-                self.trial_ended(record)
+                self.trial_ended(record, whatever_waits=whatever_waits)
 
     def study_ended(
         self,
@@ -99,11 +101,11 @@ class Tracker:
         step: int = 0,
     ) -> None:
         values = (metrics or {}, images or {}, artifacts or {}, tags or {}, step)
-        self.submit("the end of the study", lambda writer: writer.study_ended(status, *values))
+        self.submit("the end of the study", lambda writer: writer.study_ended(status, *values), whatever_waits=True)
 
     def register_selected(self, name: str, artifact: str, tags: Mapping[str, str]) -> None:
         """Registers the folder `artifact` of the study's run as a new version of the model `name`."""
-        self.submit("the registered model", lambda writer: writer.register(name, artifact, tags))
+        self.submit("the registered model", lambda writer: writer.register(name, artifact, tags), whatever_waits=True)
 
     def close(self, timeout: float = 60.0, *, while_it_moves: bool = False) -> list[str]:
         """Waits until everything is written, at most `timeout` seconds; lines that say what was not (none: all was).
@@ -113,21 +115,18 @@ class Tracker:
         """
         if not self._thread.is_alive():
             return list(self.problems)
-        waiting, done, asked = self._jobs.qsize(), self._done, False
-        deadline = time.monotonic() + timeout
+        done, deadline = self._done, time.monotonic() + timeout
+        self._jobs.put(None)
         while self._thread.is_alive() and time.monotonic() < deadline:
-            if not asked:
-                with suppress(queue.Full):
-                    self._jobs.put(None, timeout=0.1)
-                    asked = True
             self._thread.join(0.1)
             if while_it_moves and self._done != done:
                 done, deadline = self._done, time.monotonic() + timeout
         self._stop.set()
         lines = list(self.problems)
         if self._thread.is_alive():
+            # The call that it is at waits as well, and the mark of the end is none.
             lines.append(
-                f"{self.uri}: not everything has arrived after {timeout:.0f} s ({self._jobs.qsize() or waiting} calls wait);"
+                f"{self.uri}: not everything has arrived after {timeout:.0f} s ({self._jobs.qsize()} calls wait);"
                 f" {self._again} sends the rest"
             )
         return lines

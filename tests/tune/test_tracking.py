@@ -299,6 +299,22 @@ def test_full_queue_is_caught_up_from_the_study(tmp_path) -> None:
     assert [call[1].number for call in writer.calls] == [0, 1, 2, 3]
 
 
+def test_the_end_of_a_study_is_written_whatever_waits(tmp_path) -> None:
+    writer = RecordingWriter(away=1)
+    tracker = Tracker(writer, capacity=2, first_wait=0.01)
+    records = [record_of(number, tmp_path) for number in range(6)]
+    for record in records:
+        tracker.trial_ended(record)
+    tracker.catch_up(records, lambda key: None)
+    tracker.catch_up(records, lambda key: None, whatever_waits=True)
+    tracker.study_ended("FINISHED")
+    tracker.register_selected("migvis", "bundle", {})
+    tracker._thread.start()
+    assert tracker.close(10) == []
+    assert [call[0] for call in writer.calls] == ["trial_ended"] * 6 + ["study_ended", "register"]
+    assert [call[1].number for call in writer.calls[:6]] == list(range(6))
+
+
 def test_trial_that_will_be_tried_again_keeps_its_run_open(tmp_path) -> None:
     writer = RecordingWriter()
     tracker = Tracker(writer)

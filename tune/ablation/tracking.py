@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -68,13 +67,9 @@ def _note_charts(outcome: Outcome, writer: Writer) -> None:
 
 
 def track_cells(outcome: Outcome, tracker: Tracker) -> None:
-    """Queues the runs of all cells; waits while too many calls wait already.
-
-    The first seed's come last: MLflow shows the newest runs, and these have the pictures.
-    """
+    """Queues the runs of all cells. The first seed's come last: MLflow shows the newest runs, and these have the pictures."""
     for cell in reversed(outcome.metrics):
-        while not tracker.submit(str(cell), _cell_job(outcome, cell)):
-            time.sleep(0.5)
+        tracker.submit(str(cell), _cell_job(outcome, cell), whatever_waits=True)
 
 
 def _cell_job(outcome: Outcome, cell: Cell) -> Any:
