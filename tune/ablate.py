@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from migvis.errors import InputError
     from migvis.training import FitError
     from tune.ray_session import job_server, prepare_ray_environment
-    from tune.study_folder import StudyFailed
+    from tune.study_folder import StudyFailed, default_storage, is_full
 
     try:
         prepare_ray_environment()  # before ray is imported, which reads some of it once
@@ -216,6 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FitError, StudyFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if not is_full(error):
+            raise
+        storage = arguments.storage or default_storage()
+        print(f"error: --storage {storage}: is full; free some space, and the same command goes on", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ def without_password(url: str) -> str:
     if kind == "sqlite":
         if not parts.database or parts.database == ":memory:":
             raise InputError(f"--database {parts}: expected a file")
-        parts = parts.set(database=str(Path(parts.database).absolute()))
+        # By its plain name, which the engine's options are chosen by.
+        parts = parts.set(drivername="sqlite", database=str(Path(parts.database).absolute()))
     if password is not None:
         os.environ["PGPASSWORD"] = str(password)
     return str(parts)

@@ -37,7 +37,8 @@ def plan(context: StudyContext, space: SearchSpace) -> str:
     lines += [f"trial 0 ({', '.join(f'{name} {value:g}' for name, value in start.items())}):", *map(_line, trial)]
     lines += _hits_and_misses([*study, *trial])
     left, missing = [row for row in study if not row.exists], [row for row in trial if not row.exists]
-    each, end, others = _seconds(full), _seconds(final), search.trials - 1
+    ended = len(list(context.folder.glob("trials/*/result.json")))  # of a study that is resumed
+    each, end, others = _seconds(full), _seconds(final), max(search.trials - max(ended, 1), 0)
     total = _seconds(left) + _seconds(missing) + others * each + end
     guessed = _expected(left) + _expected(missing) + others * _expected(full) + _expected(final)
     lines.append(

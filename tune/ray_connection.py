@@ -89,7 +89,7 @@ def _check_answers(address: str, named: str, timeout: float = 5.0) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last one for a host's name that cannot be one
         raise InputError(f"{named}: no Ray cluster answers: {_first_line(error)}") from None
 
 

@@ -126,8 +126,8 @@ def load_rule(name: str) -> Rule:
     module, colon, function = name.partition(":")
     try:
         rule = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"search.rule: {name!r}: {error}") from None
+    except Exception as error:  # of a user's own module, which may raise anything
+        raise InputError(f"search.rule: {name!r}: {' '.join(str(error).split()) or type(error).__name__}") from None
     if not colon or not callable(rule):
         raise InputError(f'search.rule: expected "ideal_corner", "best:METRIC" or "module:function", got {name!r}')
     return rule

@@ -6,8 +6,8 @@ import importlib
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from tune.study_config import StudyConfig, check_method, load_study_config
 from tune.study_folder import (
     StudyFailed,
     StudyRecord,
+    TrialRefused,
     check_name,
     default_name,
     default_storage,
@@ -109,6 +110,10 @@ def open_study(request: Request) -> Opened:
         config = load_study_config(request.config, request.overrides, options)
         if request.study and exists(storage, check_name(request.study)):
             raise InputError(f"--study {request.study}: exists in {storage}; add --resume to go on with it")
+    if config.data.path is not None and not config.data.path.startswith("~"):
+        # Whoever resumes the study may be in another folder.
+        data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
+        config = config.model_copy(update={"data": data})
     check_rule(config.search.rule)
     check_method(config)
     # A study goes on where it was begun: its runs are there.
@@ -170,7 +175,6 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
     if request.dry_run:
         print(hooks.plan(context, space))
         return
-    context.folder.mkdir(parents=True, exist_ok=True)
     uri = opened.uri
     record = replace(
         record,
@@ -181,6 +185,8 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         database=opened.places.database,
     )
     with ExitStack() as stack:
+        stack.enter_context(_told_when_full(request, context))
+        context.folder.mkdir(parents=True, exist_ok=True)
         checks = [stack.enter_context(locked(context.folder))]  # before Ray is imported: who is refused is told at once
         from optuna.exceptions import StorageInternalError
 
@@ -207,14 +213,24 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         except StudyTakenOver:
             raise
         except Exception as error:
-            full = is_full(error)
-            # What ended it is told, rather than that the database is away at the end as well.
-            with suppress(Exception if full else StorageInternalError):
+            # What ended it is told, rather than that the disk is full or the database away at the end as well.
+            with suppress(Exception if is_full(error) else StorageInternalError):
                 study.end("failed", "FAILED")
-            if full:
-                line = request.resume_line(context.study)
-                raise InputError(f"--storage {storage}: is full; free some space, and go on with: {line}") from error
+            if isinstance(error, TrialRefused):
+                raise InputError(f"{error}; go on with: {request.resume_line(context.study)}") from None
             raise
+
+
+@contextmanager
+def _told_when_full(request: Request, context: StudyContext) -> Iterator[None]:
+    """Turns a full storage folder into InputError with the line that goes on; before there is a study, with none."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        line = f", and go on with: {request.resume_line(context.study)}" if exists(context.storage, context.study) else ""
+        raise InputError(f"--storage {context.storage}: is full; free some space{line}") from error
 
 
 def _import_ray() -> None:

@@ -151,7 +151,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter also for a date that does not exist
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -168,7 +168,7 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
     _check_known(f"--set {text}", section, field)
     try:
         return section, field, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter for a date that does not exist
         raise InputError(f"--set {text}: the value is not YAML") from None
 
 
@@ -204,7 +204,7 @@ def load_study_config(
     file_source = f"preset {base.preset}" if path is None else str(path)
     if path is not None:
         preset = content.pop("preset", "paper")
-        if preset not in STUDY_PRESETS:
+        if not isinstance(preset, str) or preset not in STUDY_PRESETS:
             raise InputError(f"{file_source}: preset: expected one of {', '.join(STUDY_PRESETS)}, got {preset!r}")
         base = STUDY_PRESETS[preset]
     values = base.model_dump()

@@ -21,14 +21,20 @@ def open_data(config: StudyConfig, storage: Path) -> DataSummary:
     """
     data = config.data
     if data.path is not None:
-        path = Path(data.path).expanduser().absolute()
+        try:
+            path = Path(data.path).expanduser().absolute()
+        except RuntimeError as error:
+            raise InputError(f"data.path: {data.path}: {error}") from None
     else:
         fields = data.model_dump(mode="json", exclude={"path", "subjects"})
         digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()[:12]
         path = storage / "data" / f"synthetic-{digest}.h5"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            make_synthetic(data, path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                make_synthetic(data, path)
+            except OSError as error:
+                raise InputError(f"{path}: the synthetic set cannot be written: {error.strerror or error}") from error
     dataset = load_dataset(path)
     for name in data.subjects:
         if name not in dataset.subjects:

@@ -55,7 +55,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: whoever reads sees the old text or the new."""
+    """Writes a file atomically: whoever reads sees the old text or the new. Its folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
@@ -75,6 +76,10 @@ def check_name(name: str) -> str:
 
 def default_name(preset: str) -> str:
     return f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+class TrialRefused(InputError):
+    """What a trial met and a user has to mend, such as a full disk; the study goes on from there."""
 
 
 class StudyFailed(RuntimeError):

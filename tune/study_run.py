@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 
-from migvis.errors import InputError
 from migvis.training import FitError
 from tune.browsing import charts_of_trials, command_to_browse, is_server
 from tune.context import DataSummary, Hooks, StudyContext
@@ -26,7 +25,7 @@ from tune.selection import select
 from tune.space import SearchSpace
 from tune.stores import check_reach, is_object_store
 from tune.study_files import fetch_trial, share_data
-from tune.study_folder import StudyFailed, StudyRecord
+from tune.study_folder import StudyFailed, StudyRecord, TrialRefused
 from tune.summary import Outcome, PhaseClock, Summary, earlier_sessions, git_revision
 from tune.tracking import Tracker
 from tune.tracking_uri import artifacts_folder, default_uri
@@ -190,7 +189,7 @@ class StudyRun:
         threading.Thread(target=import_plots, name="imports").start()
         run_search(self.shared, self.hooks, searcher)
         if searcher.bad_input is not None:
-            raise InputError(searcher.bad_input)
+            raise TrialRefused(searcher.bad_input)
         if not self.ledger.done():
             errors = self.ledger.given_up or ["no trial could be started"]
             raise StudyFailed(f"{len(errors)} trials failed for good; the last: {errors[-1]}")
@@ -239,7 +238,7 @@ class StudyRun:
         return problems
 
     def _queue_rest(self, status: str) -> None:
-        self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
+        self.tracker.catch_up(self.ledger.records(), self.ledger.remembered, whatever_waits=True)
         if self.outcome is not None and self.final is not None:
             chosen = self.outcome.selected
             tags = {"study": self.context.study, "trial": str(chosen.trial), "rule": chosen.rule}

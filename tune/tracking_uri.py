@@ -70,7 +70,7 @@ def check_tracking(uri: str, timeout: float = 5.0) -> None:
         else:
             port = port or {"postgresql": 5432, "mysql": 3306}.get(parts.scheme.partition("+")[0], 1433)
             socket.create_connection((parts.hostname, port), timeout).close()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last one for a host's name that cannot be one
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown}: cannot be reached: {reason}") from None
     except PermissionDenied as denied:

@@ -97,6 +97,7 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
     curves: dict[str, list[tuple[int, float]]] = {}
     runner.together(stages.vaes(seeds))
     for subject, seed in fits:
+        runner(stages.standard_vae(subject, seed))  # what it costs is told of every trial alike, whoever built it
         values[subject, seed] = read_json(runner(stages.representation(subject, seed)).path / "metrics.json")
         curves |= named_curves(f"{subject}/vae/seed{seed}", runner(stages.vae(subject, seed)))
         values[subject, seed] |= saturation(curves, f"{subject}/vae/seed{seed}")

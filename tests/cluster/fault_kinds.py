@@ -187,7 +187,7 @@ def full_storage(chance: Chance) -> Disturbed:
     line = running.output.strip().splitlines()[-1]
     disturbed.times = 1
     disturbed.moments.append(f"{before} finished; exit {code}: {line}")
-    if code != 2 or not line.startswith("error: "):
+    if code != 2 or not line.startswith("error: ") or "go on with: " not in line:
         raise RuntimeError(f"full storage: exit {code}:\n{running.output}")
     ballast.unlink()
     since = time.monotonic()

@@ -55,6 +55,14 @@ def estimate(text: str) -> list[int]:
     return [int(number) for number in numbers.groups()]
 
 
+def test_trials_that_ended_are_not_counted_again(context: StudyContext, space: SearchSpace) -> None:
+    for number in range(5):
+        result = context.trial_folder(number) / "result.json"
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_text("{}")
+    assert estimate(plan(context, space))[3] == TRIALS - 5
+
+
 GALLERY = EXPECTED_SECONDS["gallery"]
 """No test stores one, so it is never observed."""
 

@@ -235,7 +235,7 @@ def test_a_study_that_is_taken_over_while_a_trial_is_recorded_says_by_whom(
 
 def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys) -> None:
     line = fails(capsys, storage, science, "--study", "g", "--set", "vae.epochs=14")
-    assert line == "error: weights.pt: not found"
+    assert line.startswith("error: weights.pt: not found; go on with: python tune/run.py --study g --resume")
     assert summary_of(storage, "g")["state"] == "failed"
 
 
@@ -248,6 +248,10 @@ def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys)
         (["--set", "synthesis.edit_step=0.99"], "synthesis.edit_step"),
         (["--set", "critic.infonce_batch=1000"], "critic.infonce_batch"),
         (["--set", "search.rule=best"], "search.rule"),
+        (["--set", "search.rule=..x:y"], "search.rule"),
+        (["--set", "data.path=2020-13-45"], "data.path=2020-13-45"),
+        (["--tracking-uri", "http://a..b:5000"], "--tracking-uri"),
+        (["--database", "sqlite+pysqlite:////no/such/x.db"], "--database"),
         (["--config", "/no/such.yaml"], "such.yaml"),
         (["--data", "/no/such.h5"], "such.h5"),
         (["--study", "a/b"], "--study"),

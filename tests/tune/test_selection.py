@@ -96,7 +96,7 @@ def test_rule_of_ones_own(monkeypatch) -> None:
         select([candidate(3, 1, 1, 1)], "lab_rules:wrong")
 
 
-@pytest.mark.parametrize("rule", ["nope", "no_such_module:f", "math:nothing", "math:pi", "best:"])
+@pytest.mark.parametrize("rule", ["nope", "no_such_module:f", "math:nothing", "math:pi", "best:", "..x:y"])
 def test_unknown_rule_is_refused_before_the_study(rule: str) -> None:
     with pytest.raises(InputError):
         check_rule(rule)

@@ -72,6 +72,7 @@ def test_unknown_key_names_the_nearest(text: str, expected: str) -> None:
         ("vae.readout=diagonal", []),
         ("noequals", ["section.key=value"]),
         ("vae.pc_weight=[", ["not YAML"]),
+        ("data.path=2020-13-45", ["data.path=2020-13-45", "not YAML"]),
     ],
 )
 def test_bad_value_is_one_line_with_field_and_value(text: str, parts: list[str]) -> None:
@@ -118,3 +119,15 @@ def test_identity_ignores_how_the_study_is_run() -> None:
 def test_json_round_trip() -> None:
     config = load_study_config(None, ["vae.epochs=3"])
     assert StudyConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_preset_that_is_no_name_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: [quick]\n")
+    assert error_line(path) == f"{path}: preset: expected one of paper, quick, got ['quick']"
+
+
+def test_a_date_that_does_not_exist_is_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: quick\ndata: {path: 2020-13-45}\n")
+    assert error_line(path).startswith(f"{path}: not YAML: ")
