@@ -43,7 +43,6 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 """The values of each hyperparameter; the quick preset's own are among them."""
 CONFIG = STUDY_PRESETS["quick"]
-SEED = 0
 _VAE, _CRITIC = ("pc_weight", "group_count", "group_rank"), ("infonce_batch",)
 _KEPT = ("group_mig", "selectivity", "realism", "mig", "neural_r2", "move_pose_group1", "move_category_group1",
          "move_pose_group2", "move_category_group2")  # fmt: skip
@@ -60,14 +59,14 @@ def short(stage: Stage) -> str:
 
 
 class Evaluator:
-    """Builds stages in the storage folder and keeps what each of them cost."""
+    """Builds stages in the storage folder, all from one seed, and keeps what each of them cost."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, seed: int) -> None:
         torch.set_num_threads(1)
         self.store = StageStore(storage / "stages")
         data = open_data(CONFIG, storage)
-        self.stages = Stages(data.path, data.digest, CONFIG.configuration, SEED, threads=1)
-        self.subject = CONFIG.data.subjects[0]
+        self.stages = Stages(data.path, data.digest, CONFIG.configuration, seed, threads=1)
+        self.subject, self.seed = CONFIG.data.subjects[0], seed
         self.seconds: dict[str, dict[str, float]] = {}
 
     def of(self, params: dict[str, float]) -> Stages:
@@ -86,35 +85,35 @@ class Evaluator:
 
     def metrics(self, params: dict[str, float]) -> dict[str, float]:
         """What the VAE of a configuration keeps of the responses, and how far it falls short of the gate."""
-        metrics = read_json(self(self.of(params).representation(self.subject, SEED)) / "metrics.json")
+        metrics = read_json(self(self.of(params).representation(self.subject, self.seed)) / "metrics.json")
         missing = metrics["standard_neural_r2"] - CONFIG.search.r2_margin - metrics["neural_r2"]
         return {**metrics, "constraint": missing}
 
 
-def study_part(storage: Path) -> dict[str, Any]:
+def study_part(storage: Path, seed: int) -> dict[str, Any]:
     """The stages that all configurations share."""
-    evaluate = Evaluator(storage)
+    evaluate = Evaluator(storage, seed)
     for stage in evaluate.stages.study_stages():
         evaluate(stage)
     return {"rows": [], "seconds": evaluate.seconds}
 
 
-def vae_part(storage: Path, vae: dict[str, float]) -> dict[str, Any]:
+def vae_part(storage: Path, seed: int, vae: dict[str, float]) -> dict[str, Any]:
     """One VAE and its standard VAE: the gate."""
-    evaluate = Evaluator(storage)
+    evaluate = Evaluator(storage, seed)
     start = {name: values[0] for name, values in GRID.items()}
     return {"rows": [], "constraint": evaluate.metrics({**start, **vae})["constraint"], "seconds": evaluate.seconds}
 
 
-def critic_part(storage: Path, fixed: dict[str, float]) -> dict[str, Any]:
+def critic_part(storage: Path, seed: int, fixed: dict[str, float]) -> dict[str, Any]:
     """One critic of a VAE, and all edits that use it."""
-    evaluate, rows = Evaluator(storage), []
+    evaluate, rows = Evaluator(storage, seed), []
     for edits in combinations(("edit_step", "guidance_scale")):
         params = {**fixed, **edits}
         stages, metrics = evaluate.of(params), evaluate.metrics(params)
-        needed = [stages.representation(evaluate.subject, SEED)]
+        needed = [stages.representation(evaluate.subject, seed)]
         if metrics["constraint"] <= 0:
-            needed.append(stages.evaluation(evaluate.subject, SEED))
+            needed.append(stages.evaluation(evaluate.subject, seed))
             metrics |= read_json(evaluate(needed[-1]) / "metrics.json")
         kept = {name: round(metrics[name], 5) for name in (*_KEPT, "constraint") if name in metrics}
         used = {stage.kind: short(stage) for stage in topological(needed)}
@@ -127,10 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", type=Path, required=True, metavar="DIR", help="where stages and finished parts are kept")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the table")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all fits and draws (default %(default)s)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="of one thread each (default %(default)s)")
     arguments = parser.parse_args(argv)
-    began, storage = time.monotonic(), arguments.storage.absolute()
-    parts = storage / "parts"
+    began, storage, seed = time.monotonic(), arguments.storage.absolute(), arguments.seed
+    parts = storage / f"parts-{seed}"
     parts.mkdir(parents=True, exist_ok=True)
     open_data(CONFIG, storage)  # made here, once
     vaes = {f"vae-{number:02d}": vae for number, vae in enumerate(combinations(_VAE))}
@@ -140,9 +140,9 @@ def main(argv: list[str] | None = None) -> int:
         for number, critic in enumerate(combinations(_CRITIC))
     }
     waves = (
-        {"study": (study_part, storage)},
-        {name: (vae_part, storage, vae) for name, vae in vaes.items()},
-        {name: (critic_part, storage, critic) for name, critic in critics.items()},
+        {"study": (study_part, storage, seed)},
+        {name: (vae_part, storage, seed, vae) for name, vae in vaes.items()},
+        {name: (critic_part, storage, seed, critic) for name, critic in critics.items()},
     )
     workers = ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"))
     with in_use(StageStore(storage / "stages")), workers as pool:
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         "made_by": "scripts/make_factorial.py",
         "git_revision": git_revision(),
         "machine": machine(),
+        "seed": seed,
         "seconds_of": "CPU time of one thread",
         "start": parameters_of(CONFIG.configuration),
         "grid": {name: list(values) for name, values in GRID.items()},

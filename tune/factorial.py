@@ -1,6 +1,6 @@
 """A table of really evaluated configurations and what their stages cost, on which samplers and the service are tried.
 
-Made by scripts/make_factorial.py; scripts/benchmarks/factorial.json is the one of the quick preset.
+Made by scripts/make_factorial.py; scripts/benchmarks/factorial-0.json is the one of the quick preset and seed 0.
 """
 
 from __future__ import annotations

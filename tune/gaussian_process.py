@@ -31,6 +31,9 @@ _CHANCE_MEAN, _CHANCE_SPREAD = -1.5, 1.0
 
 A trial's few dozen edits leave its scores uncertain by some 0.05, and its hyperparameters move them by some 0.1.
 """
+SPREAD = 0.2
+"""Of what is measured, a priori: objectives lie between 0 and 1. The first two VAEs are often alike, and by their own spread all
+others would be, too, so that none would be worth its seconds."""
 _JITTER = 1e-6
 _BOUNDS = {"length": (-4.0, 6.0), "chance": (-12.0, 2.0)}
 _ITERATIONS = 60
@@ -142,6 +145,7 @@ def predict(
 
 
 def _standardised(values: Values) -> tuple[Values, float, float]:
-    middle, scale = float(values.mean()), float(values.std())
-    scale = scale if scale > 1e-9 else 1.0
+    """Values [n] less their mean, by their standard deviation, to which SPREAD is one value more; and both of these."""
+    middle = float(values.mean())
+    scale = math.sqrt((values.size * float(values.var()) + SPREAD**2) / (values.size + 1))
     return (values - middle) / scale, middle, scale

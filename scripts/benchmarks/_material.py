@@ -36,5 +36,10 @@ def synthetic(config: Configuration) -> Dataset:
 
 
 def factorial() -> FactorialTable:
-    """The evaluated configurations of the quick preset."""
-    return FactorialTable.load(Path(__file__).parent / "factorial.json")
+    """The evaluated configurations of the quick preset, from its own seed."""
+    return factorials()[0]
+
+
+def factorials() -> list[FactorialTable]:
+    """The same configurations from several seeds, of which 0 is the first."""
+    return [FactorialTable.load(path) for path in sorted(Path(__file__).parent.glob("factorial-*.json"))]

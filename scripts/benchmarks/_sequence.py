@@ -1,6 +1,6 @@
 """A recorded sequence of configurations, run for real one after another, and what it would cost with less reuse.
 
-sequence.json holds uniform draws, each hyperparameter by itself, from the grid of factorial.json. Draws from the whole space
+sequence.json holds uniform draws, each hyperparameter by itself, from the grid of factorial-0.json. Draws from the whole space
 would share hardly a VAE, as its β alone takes hundreds of values; a grid is what people search by hand, and what a sampler that
 returns to the VAEs it knows comes close to.
 """

@@ -2,8 +2,8 @@
 
 First the recorded random sequence (sequence.json) by the quick preset, against the sum of its distinct stages' seconds, against
 no reuse, and against a reuse of the denoiser and the study's other stages alone; a quarter of an hour. Then our sampler with the
-stage store, against TPE where every trial builds its own VAE, critic and edits: searches over factorial.json, whose outcomes are
-those of the quick preset, at the costs of the paper preset, extrapolated from a few steps on this machine (see _paper.py).
+stage store, against TPE where every trial builds its own VAE, critic and edits: searches over factorial-0.json, whose outcomes
+are those of the quick preset, at the costs of the paper preset, extrapolated from a few steps on this machine (see _paper.py).
 """
 
 from __future__ import annotations

@@ -48,13 +48,27 @@ def test_predictions_are_the_textbook_formula() -> None:
     own = math.exp(-2.0)
     inverse = np.linalg.inv(naive_covariance(places, places, PARAMETERS) + (own + 1e-6) * np.eye(9))
     cross = naive_covariance(places, at, PARAMETERS)
-    standard = (values - values.mean()) / values.std()
-    mean = values.mean() + values.std() * cross.T @ inverse @ standard
+    scale = math.sqrt((((values - values.mean()) ** 2).sum() + 0.2**2) / 10)
+    standard = (values - values.mean()) / scale
+    mean = values.mean() + scale * cross.T @ inverse @ standard
     variance = 2 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)
     predicted, sd, chance = predict(places, values, PARAMETERS, at)
     np.testing.assert_allclose(predicted, mean, rtol=1e-8)
-    np.testing.assert_allclose(sd, values.std() * np.sqrt(variance), rtol=1e-8)
-    assert chance == pytest.approx(values.std() * math.exp(-1.0))
+    np.testing.assert_allclose(sd, scale * np.sqrt(variance), rtol=1e-8)
+    assert chance == pytest.approx(scale * math.exp(-1.0))
+
+
+def test_two_values_that_are_alike_say_little_of_all_others() -> None:
+    """Two VAEs of one shape are alike: another shape may still be worth its seconds."""
+    places = Places(np.array([[0.5, 0.5], [0.6, 0.5]]), np.array([[0], [1]]))
+    elsewhere = Places(np.array([[0.5, 0.0]]), np.array([[2]]))
+    parameters = Hyperparameters(np.log([0.3, 0.3]), np.array([-2.0, -2.0]))
+    _, few, _ = predict(places, np.array([0.464, 0.460]), parameters, elsewhere)
+    assert 0.05 < float(few[0]) < 0.3
+    generator = np.random.default_rng(3)
+    many = Places(generator.random((60, 2)), np.arange(60)[:, None])
+    _, known, _ = predict(many, 0.46 + 0.002 * generator.standard_normal(60), parameters, elsewhere)
+    assert float(known[0]) < 0.04, "but sixty do"
 
 
 def test_the_posterior_is_likelihood_times_prior() -> None:
