@@ -174,7 +174,7 @@ def test_rivals_pay_for_what_they_do_not_keep(benchmarks, table: FactorialTable)
     paper = benchmarks("_paper")
     config = PRESETS["paper"]
     priced, study = paper.priced(table, units(benchmarks), config), paper.study_seconds(units(benchmarks), config)
-    compared = reuse.OnPaper.compared(priced, study, trials=12, seeds=2)
+    compared = reuse.OnPaper.compared([priced], study, trials=12, seeds=2)
     rows = {row.name: row for row in compared.rows("here")}
     assert len(rows) == len(reuse.RIVALS) + len(reuse.EARLIER) + 2
     by_rival = [compared.pairs[name] for name in reuse.RIVALS]

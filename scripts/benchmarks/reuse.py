@@ -2,15 +2,15 @@
 
 First the recorded random sequence (sequence.json) by the quick preset, against the sum of its distinct stages' seconds, against
 no reuse, and against a reuse of the denoiser and the study's other stages alone; a quarter of an hour. Then our sampler with the
-stage store, against TPE where every trial builds its own VAE, critic and edits: searches over factorial-0.json, whose outcomes
-are those of the quick preset, at the costs of the paper preset, extrapolated from a few steps on this machine (see _paper.py).
+stage store, against TPE where every trial builds its own VAE, critic and edits: searches over the sampler's tables, whose
+outcomes are those of the quick preset, at the costs of the paper preset, extrapolated from a few steps here (see _paper.py).
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from benchmarks._frame import Options, Result, Row
-from benchmarks._material import configuration, factorial
+from benchmarks._material import configuration, factorials
 from benchmarks._paper import configuration as paper_configuration
 from benchmarks._paper import priced, study_seconds
 from benchmarks._paper_steps import measure
@@ -47,10 +47,10 @@ WITH_STUDY = "keeping the study's stages, which both pay for"
 def run(options: Options) -> Result:
     """Rows: the sequence against its three baselines, then the searches: medians over seeds, whose ratios are figures."""
     played = sequence(options)
-    table, study, steps = paper(options)
+    tables, study, steps = paper(options)
     torch.set_num_threads(1)
     trials, seeds = (SMALL_TRIALS, SMALL_SEEDS) if options.small else (TRIALS, SEEDS)
-    on_paper = OnPaper.compared(table, study, trials, seeds)
+    on_paper = OnPaper.compared(tables, study, trials, seeds)
     label = f"paper scale (extrapolated from {min(steps.values())} to {max(steps.values())} steps here), {trials} trials, TPE"
     figures = {**figures_of(played), **on_paper.figures(label), **{f"measured_steps_{name}": n for name, n in steps.items()}}
     return Result([*rows_of(played), *on_paper.rows(label)], figures)
@@ -87,29 +87,30 @@ def figures_of(played: Played) -> dict[str, float]:
     }
 
 
-def paper(options: Options) -> tuple[FactorialTable, Mapping[str, float], Mapping[str, int]]:
-    """The table at the costs of the paper preset, seconds of the study's stages, and from how many steps both are known."""
-    config, table = paper_configuration(options.small), factorial()
+def paper(options: Options) -> tuple[list[FactorialTable], Mapping[str, float], Mapping[str, int]]:
+    """The tables at the costs of the paper preset, seconds of the study's stages, and from how many steps both are known."""
+    config, tables = paper_configuration(options.small), factorials()[: 1 if options.small else None]
 
     def say(what: str) -> None:
         print(f"measuring the paper preset: {what}", file=sys.stderr, flush=True)
 
-    measured = measure(table, config, say)
-    return priced(table, measured, config), study_seconds(measured, config), measured.steps
+    measured = measure(tables[0], config, say)
+    return [priced(table, measured, config) for table in tables], study_seconds(measured, config), measured.steps
 
 
 @dataclass(frozen=True)
 class OnPaper:
-    """Seconds (ours, TPE's) at equal hypervolume, by what TPE keeps and by seed; and what all fits of a stage's kind cost."""
+    """Seconds (ours, TPE's) at equal hypervolume, by what TPE keeps, of each search; and what a fit of a stage's kind costs."""
 
     pairs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def compared(cls, table: FactorialTable, study: Mapping[str, float], trials: int, seeds: int) -> OnPaper:
-        """Our sampler with the stage store against TPE with less."""
-        found = cls({}, {**study, **_typical(table)})
-        for seed in range(seeds):
+    def compared(cls, tables: Sequence[FactorialTable], study: Mapping[str, float], trials: int, seeds: int) -> OnPaper:
+        """Our sampler with the stage store against TPE with less: `seeds` searches on each table."""
+        found = cls({}, {**study, **_typical(tables[0])})
+        searches = [(table, seed) for table in tables for seed in range(seeds)]
+        for number, (table, seed) in enumerate(searches, 1):
             ours = list(islice(search(table, "reuse", seed), trials))
             rival = list(islice(search(table, "tpe", seed), trials))
             for name, kept in RIVALS.items():
@@ -121,11 +122,11 @@ class OnPaper:
             found.pairs.setdefault(DENOISER_ALONE, []).append(at_equal_hypervolume(ours, alone))
             before, (mine, others) = sum(study.values()), found.pairs[next(iter(RIVALS))][-1]
             found.pairs.setdefault(WITH_STUDY, []).append((before + mine, before + others))
-            print(f"searched {seed + 1} of {seeds} seeds", file=sys.stderr, flush=True)
+            print(f"searched {number} of {len(searches)} times", file=sys.stderr, flush=True)
         return found
 
     def rows(self, label: str) -> list[Row]:
-        """Medians over the seeds."""
+        """Medians over the searches."""
         return [
             Row(f"{label} {name}", *(median(of_seeds) for of_seeds in zip(*pairs, strict=True)))
             for name, pairs in self.pairs.items()

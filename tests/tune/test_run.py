@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -298,6 +299,14 @@ def test_storage_that_cannot_be_written(tmp_path, science, capsys) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert "cannot be written" in fails(capsys, blocked / "storage", science)
+
+
+def test_storage_that_is_full_before_there_is_a_study(tmp_path, science, capsys, monkeypatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("tune.study_folder.write_text", full)
+    assert fails(capsys, tmp_path, science).endswith(f"--storage {tmp_path}: is full; free some space")
 
 
 def test_dry_run_prints_the_plan_and_writes_no_study(tmp_path, science, capsys) -> None:
