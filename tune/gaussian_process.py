@@ -31,7 +31,7 @@ _CHANCE_MEAN, _CHANCE_SPREAD = -1.5, 1.0
 
 A trial's few dozen edits leave its scores uncertain by some 0.05, and its hyperparameters move them by some 0.1.
 """
-SPREAD = 0.2
+SPREAD = 0.18
 """Of what is measured, a priori: objectives lie between 0 and 1. The first two VAEs are often alike, and by their own spread all
 others would be, too, so that none would be worth its seconds."""
 _JITTER = 1e-6

@@ -55,8 +55,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: whoever reads sees the old text or the new. Its folder is made if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file atomically: whoever reads sees the old text or the new."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

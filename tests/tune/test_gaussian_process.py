@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from tune.gaussian_process import Hyperparameters, Places, fit_hyperparameters, negative_log_posterior, predict
+from tune.gaussian_process import SPREAD, Hyperparameters, Places, fit_hyperparameters, negative_log_posterior, predict
 
 PARAMETERS = Hyperparameters(np.array([-0.5, 0.7]), np.array([-1.0, -2.0]))
 STAGES = np.array([[0], [0], [1], [1], [2], [2], [2], [3], [0]])
@@ -48,7 +48,7 @@ def test_predictions_are_the_textbook_formula() -> None:
     own = math.exp(-2.0)
     inverse = np.linalg.inv(naive_covariance(places, places, PARAMETERS) + (own + 1e-6) * np.eye(9))
     cross = naive_covariance(places, at, PARAMETERS)
-    scale = math.sqrt((((values - values.mean()) ** 2).sum() + 0.2**2) / 10)
+    scale = math.sqrt((((values - values.mean()) ** 2).sum() + SPREAD**2) / 10)
     standard = (values - values.mean()) / scale
     mean = values.mean() + scale * cross.T @ inverse @ standard
     variance = 2 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)

@@ -97,6 +97,7 @@ def prune(storage: Path, *options: str) -> int:
 
 def test_a_finished_study_keeps_its_selected_trial_and_an_unfinished_one_all(storage: Path, capsys) -> None:
     finished = make_study(storage, "f", finished=True)
+    (storage / "ablations" / "components").mkdir(parents=True)
     write_ablation_needs(storage / "ablations" / "components", [("vae", "6" * 24)])  # of a store of its own
     objects = open_objects(str(finished.stages_root))
     objects.write(f"vae/{'1' * 24}/{'2' * 64}", b"of a writer that was killed")

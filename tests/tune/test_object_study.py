@@ -234,7 +234,10 @@ def test_a_bucket_that_is_full_ends_the_study_in_one_line_and_it_goes_on_when_th
     with drivers.workers():
         code, output, errors = drivers.run("--study", "s", "--trials", "6", "--stages", uri)
     assert code == 2, output
-    assert errors.startswith(f"error: --stages {uri}: No space left on device; go on with: python tune/run.py --study s --resume")
+    (line,) = errors.splitlines()
+    refused, _, resume = line.partition("; go on with: ")
+    assert refused == f"error: --stages {uri}: No space left on device"
+    assert resume.startswith("python tune/run.py --study s --resume --storage ")
     before = drivers.summary("s")
     finished = [trial["number"] for trial in before["trials"] if trial["state"] == "COMPLETE"]
     assert 1 <= len(finished) < 6

@@ -10,36 +10,16 @@ import pytest
 from migvis.config import PRESETS
 from migvis.data import dataset_from_arrays, load_dataset
 from migvis.data.synthetic.stimuli import make_synthetic
+from tests.tune.tiny_studies import TINY, prepared
 from tune.context import StudyContext
 from tune.final import finish
-from tune.runner import Runner
 from tune.selection import Selected
 from tune.space import SearchSpace, apply
 from tune.study_config import load_study_config
 from tune.study_data import open_data
-from tune.trial import prepare, run_trial, stages_of
+from tune.trial import run_trial
 
 pytestmark = pytest.mark.slow
-SETTINGS = [
-    "vae.epochs=4",
-    "vae.batch_size=32",
-    "critic.infonce_batch=16",
-    "critic.images_seen=160",
-    "critic.minimum_steps=10",
-    "critic.evaluation_candidates=32",
-    "denoiser.training_steps=4",
-    "denoiser.batch_size=8",
-    "denoiser.base_width=8",
-    "denoiser.memory_copies=2",
-    "denoiser.diffusion_steps=20",
-    "synthesis.trial_pairs=4",
-    "synthesis.final_pairs=4",
-    "synthesis.sweep_scales=[1.0]",
-    "synthesis.shifts=[1.0]",
-    "search.final_seeds=1",
-    "search.threads_per_trial=1",
-    "search.r2_margin=9",
-]
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +42,14 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_study_of_labelled_recordings_ends_with_scores_by_probes(tmp_path: Path, recordings: Path) -> None:
-    config = load_study_config(None, [*SETTINGS, f"data.path={recordings}", "data.subjects=[lab]"])
+    config = load_study_config(None, [*TINY, f"data.path={recordings}", "data.subjects=[lab]"])
     data = open_data(config, tmp_path)
     assert data.objectives == ("group_mig", "selectivity")
     context = StudyContext(
         tmp_path, "lab", tmp_path / "lab", config, data.path, data.digest, data.rendered, 0, tmp_path / "stages", workers=1
     )
     params = SearchSpace.of(config, 60).start(config.configuration)
-    runner = Runner(context, "prepare", "prepare")
-    for stage in stages_of(context, config.configuration).study_stages():  # prepare itself would fit through Ray
-        runner(stage)
-    prepare(context)
+    prepared(context)
     trial = run_trial(context, apply(config.configuration, params), params, 0)
     final = finish(context, Selected(0, params, "ideal_corner"))
     for metrics in (trial.metrics, final.metrics):

@@ -58,11 +58,10 @@ def test_nothing_is_tried_twice_nor_a_vae_that_the_gate_refused() -> None:
 
 
 def test_the_best_is_found_with_few_trials() -> None:
-    best, needed = {"pc_weight": 1e-4, "group_count": 4, "edit_step": 0.6}, []
-    for seed in range(8):
-        found = (number for number, trial in enumerate(search(table(), 40, seed), 1) if best.items() <= trial.row.params.items())
-        needed.append(next(found, 40))
-    assert np.mean(needed) < 9, (needed, "at random it would be 29: four of 144 configurations are the best")
+    for seed in range(3):
+        trials = search(table(), 14, seed)
+        best = {"pc_weight": 1e-4, "group_count": 4, "edit_step": 0.6}
+        assert any(best.items() <= trial.row.params.items() for trial in trials), [trial.row.params for trial in trials]
 
 
 def test_dear_vaes_are_branched_from_and_cheap_ones_are_tried() -> None:

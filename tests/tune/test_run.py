@@ -236,7 +236,7 @@ def test_a_study_that_is_taken_over_while_a_trial_is_recorded_says_by_whom(
 
 def test_bad_input_found_in_a_trial_exits_2(local_ray, storage, science, capsys) -> None:
     line = fails(capsys, storage, science, "--study", "g", "--set", "vae.epochs=14")
-    assert line.startswith("error: weights.pt: not found; go on with: python tune/run.py --study g --resume")
+    assert line == f"error: weights.pt: not found; go on with: python tune/run.py --study g --resume --storage {storage}"
     assert summary_of(storage, "g")["state"] == "failed"
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from migvis.bundle import load
+from tests.tune.tiny_studies import TINY, prepared
 from tune.context import StudyContext
 from tune.final import finish
 from tune.plan import plan
 from tune.pruning import prune
-from tune.runner import Runner
 from tune.selection import Selected
 from tune.space import SearchSpace, apply
 from tune.store import StageStore
@@ -22,32 +22,11 @@ from tune.study_config import load_study_config
 from tune.study_data import open_data
 from tune.study_folder import StudyRecord, write_json
 from tune.summary import git_revision
-from tune.trial import prepare, run_trial, stages_of
+from tune.trial import run_trial
 from tune.trial_result import TrialResult
 
 pytestmark = pytest.mark.slow
 export = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "export.py"))["main"]
-TINY = [
-    "data.stimulus_count=192",
-    "vae.epochs=4",
-    "vae.batch_size=32",
-    "critic.infonce_batch=16",
-    "critic.images_seen=160",
-    "critic.minimum_steps=10",
-    "critic.evaluation_candidates=32",
-    "denoiser.training_steps=4",
-    "denoiser.batch_size=8",
-    "denoiser.base_width=8",
-    "denoiser.memory_copies=2",
-    "denoiser.diffusion_steps=20",
-    "synthesis.trial_pairs=4",
-    "synthesis.final_pairs=4",
-    "synthesis.sweep_scales=[1.0]",
-    "synthesis.shifts=[1.0]",
-    "search.final_seeds=1",
-    "search.threads_per_trial=1",
-    "search.r2_margin=9",
-]
 OTHER = {"guidance_scale": 7.0}
 
 
@@ -76,10 +55,7 @@ def used(context: StudyContext, name: str) -> set[tuple[str, str]]:
 def run_whole(context: StudyContext) -> list[dict[str, Any]]:
     """What a driver does: shared stages, trials 0 and 1, the final stage of trial 0, and the records of it all."""
     start = space_of(context).start(context.config.configuration)
-    runner = Runner(context, "prepare", "prepare")
-    for stage in stages_of(context, context.config.configuration).study_stages():  # prepare itself would fit through Ray
-        runner(stage)
-    stages, rows = list(prepare(context).stages), []
+    stages, rows = list(prepared(context).stages), []
     for number, other in enumerate(({}, OTHER)):
         params, result = {**start, **other}, run_whole_trial(context, other, number)
         write_json(context.trial_folder(number) / "result.json", {"params": params, "result": result.to_json()})
