@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune.command_line import Parser, add_places, interrupted_by_termination
+from tune.command_line import Parser, add_places, interrupted_by_termination, run_and_exit
 
 if TYPE_CHECKING:
     from tune.ablation.run import Settings
@@ -225,4 +225,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit(main)

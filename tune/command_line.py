@@ -1,9 +1,12 @@
-"""What the command lines share: one line for a mistake, and SIGTERM as an interruption."""
+"""What the command lines share: one line for a mistake, SIGTERM as an interruption, and how their process ends."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -62,3 +65,16 @@ def interrupted_by_termination() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def collect_rarely() -> None:
+    """Has garbage looked for less often: among the thousands of modules that are imported there is none, and it takes seconds."""
+    gc.set_threshold(50_000, 20, 100)
+
+
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
+    """Runs a command line as this process' only work, and exits with its code."""
+    collect_rarely()
+    code = main()
+    gc.freeze()  # as the interpreter ends it would look for garbage once more
+    sys.exit(code)

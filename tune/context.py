@@ -79,7 +79,8 @@ class Hooks:
     """The science of a study.
 
     open_data: finds or makes the data set of a configuration in a storage folder.
-    prepare: builds the stages that all trials share. run_trial: one trial, in a Ray actor. finish: the final stage.
+    prepare: builds the stages that all trials share. begin: the first of them, while Ray starts.
+    run_trial: one trial, in a Ray actor. finish: the final stage.
     plan: the text of `--dry-run`. expected_seconds: by "trial" and "final", to tell the time left before any ran.
     """
 
@@ -89,3 +90,4 @@ class Hooks:
     finish: Callable[[StudyContext, Selected], FinalResult]
     plan: Callable[[StudyContext, SearchSpace], str]
     expected_seconds: Mapping[str, float] = field(default_factory=dict)
+    begin: Callable[[StudyContext], None] = lambda context: None

@@ -57,6 +57,11 @@ def connect(address: str | None, storage: Path | None) -> bool:
     return True
 
 
+def starts_one(address: str | None) -> bool:
+    """Whether `connect` would start a Ray of this process' own."""
+    return not (ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"))
+
+
 def _connect(address: str | None) -> None:
     named = f"--address {address}" if address else f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
     address = address or os.environ.get("RAY_ADDRESS")

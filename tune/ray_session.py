@@ -13,6 +13,8 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_prestart_worker_first_driver": "0",  # processes that neither fits nor trials can use, whose environment is another
+    "RAY_preload_python_modules": "tune.preloaded",
 }
 """Defaults that this project sets for Ray; a value already in the environment wins."""
 

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tune.command_line import Parser, add_places, add_stores, interrupted_by_termination
+from tune.command_line import Parser, add_places, add_stores, interrupted_by_termination, run_and_exit
 
 if TYPE_CHECKING:
     from tune.context import Hooks
@@ -71,7 +71,7 @@ def default_hooks() -> Hooks:
     from tune.final import finish
     from tune.plan import plan
     from tune.study_data import open_data
-    from tune.trial import EXPECTED_SECONDS, prepare, run_trial
+    from tune.trial import EXPECTED_SECONDS, begin, prepare, run_trial
 
     return Hooks(
         open_data=open_data,
@@ -80,6 +80,7 @@ def default_hooks() -> Hooks:
         finish=finish,
         plan=plan,
         expected_seconds=EXPECTED_SECONDS,
+        begin=begin,
     )
 
 
@@ -117,4 +118,4 @@ def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
-from tune.ray_connection import connect, is_lost
+from tune.ray_connection import connect, is_lost, starts_one
 from tune.search import LedgerSearcher
 from tune.search_charts import import_plots
 from tune.search_report import write_search_report
@@ -127,9 +128,8 @@ class StudyRun:
         with self.display:
             self.display.say(f"study {self.context.study} in {self.context.folder}")
             self._show_trials()
-            with self.clock.phase("start"):
-                shared = None if is_object_store(self.context.stages_root) else self.context.storage
-                self._started_ray = connect(address, shared)
+            with self.clock.phase("prepare"):
+                self._connect(address)
                 check_reach(self.context.stages_root, self.context.database, sum(node["Alive"] for node in ray.nodes()))
                 for note in placing_of(self.search)[1]:
                     self.display.say(f"note: {note}")
@@ -137,8 +137,9 @@ class StudyRun:
             for record in self.ledger.records():
                 if record.finished:
                     fetch_trial(self.context, record.number)  # of a driver that was killed before it did
-            # Importing MLflow and making its database take seconds: beside the shared stages, not before them.
+            # Importing MLflow and making its database take seconds, and so does what draws the charts: beside the longest fit.
             self.tracker.start()
+            threading.Thread(target=import_plots, name="imports").start()
             self.tracker.submit("the page of its charts", self._note_charts)
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
             for name, phase in (("prepare", self._prepare), ("search", self._search), ("final", self._finish)):
@@ -155,6 +156,22 @@ class StudyRun:
             self._check_held()
             replace(self.record, finished=True).write(self.context.folder)
         self._say_where(problems)
+
+    def _connect(self, address: str | None) -> None:
+        """Connects to Ray; while one is started, which takes seconds of waiting, the first shared stages are built."""
+        shared = None if is_object_store(self.context.stages_root) else self.context.storage
+        beside = threading.Thread(target=self._begin, name="first stages")
+        if shared is not None and starts_one(address):
+            beside.start()
+        try:
+            self._started_ray = connect(address, shared)
+        finally:
+            if beside.ident is not None:
+                beside.join()
+
+    def _begin(self) -> None:
+        with suppress(Exception):  # what fails fails again as these stages' turn comes, and is told then
+            self.hooks.begin(self.context)
 
     def _note_charts(self, writer: Writer) -> None:
         self._charts = charts_of_trials(self.uri, writer.experiment_id, writer.parent_run(), self.data.objectives[0])
@@ -185,8 +202,6 @@ class StudyRun:
             on_start=self.tracker.trial_started,
             on_end=self._trial_ended,
         )
-        # Beside the start of the first trial's process.
-        threading.Thread(target=import_plots, name="imports").start()
         run_search(self.shared, self.hooks, searcher)
         if searcher.bad_input is not None:
             raise TrialRefused(searcher.bad_input)

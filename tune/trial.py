@@ -6,6 +6,7 @@ A trial fits each configured subject for each seed; its objectives and its const
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -54,6 +55,7 @@ def stages_of(context: StudyContext, configuration: Configuration, *, ray_train:
 def prepare(context: StudyContext) -> Prepared:
     """Builds the stages that all trials share: denoiser, pool, instruments, trajectory, embeddings."""
     from tune.placing import near_gpus
+    from tune.trial_processes import start_processes
 
     check_encoder(context.config.configuration)
     reporter = context.reporter("prepare")
@@ -62,9 +64,12 @@ def prepare(context: StudyContext) -> Prepared:
         reporter.line(f"note: {caution}")
     artifacts = {}
     for stage in stages.study_stages():
+        if stage.kind == "denoiser" and context.store().peek(stage.kind, stage.key) is None:
+            start_processes(context)
         # The denoiser's workers take GPUs of their own, wherever they are started from.
         result = shared_stage(context, stage) if stage.kind == "denoiser" else near_gpus(shared_stage, context, stage)
-        note = f"{stage.kind}: {'reused' if result.reused else f'built in {result.seconds:.0f} s'}"
+        uses = [use for use in Runner(context, "prepare", "prepare").uses if use.key == stage.key and not use.reused]
+        note = f"{stage.kind}: {f'built in {uses[-1].seconds:.0f} s' if uses else 'reused'}"
         if stage.kind == "instruments":
             calibration = read_json(result.path / "instrument.json").get("calibration", {})
             note += "; on held-out stimuli " + ", ".join(
@@ -76,6 +81,13 @@ def prepare(context: StudyContext) -> Prepared:
         if stage.kind == "denoiser":
             artifacts["denoiser"] = result.path
     return Prepared(stages=Runner(context, "prepare", "prepare").records(), artifacts=artifacts)
+
+
+def begin(context: StudyContext) -> None:
+    """Builds the shared stages that come before the first long fit, in this process."""
+    stages = stages_of(context, context.config.configuration).study_stages()
+    for stage in takewhile(lambda stage: stage.kind != "denoiser", stages):
+        shared_stage(context, stage)
 
 
 def shared_stage(context: StudyContext, stage: Stage) -> StageResult:
