@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +222,27 @@ def test_a_database_that_is_away_is_one_line_with_what_goes_on(tmp_path, science
         database = f"--database sqlite:///{tmp_path / 'a' / 'optuna.db'}: is away: Connection refused"
         resume = f"python tune/run.py --study a --resume --storage {tmp_path}"
         assert line == f"error: {database}; go on with: {resume}"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_first_stages_are_built_while_a_ray_of_its_own_starts(
+    storage, science, capsys, monkeypatch, own
+) -> None:
+    begun = threading.Event()
+
+    def begin(context: StudyContext) -> None:
+        begun.set()
+        raise RuntimeError("which prepare would meet again")
+
+    def connect(*arguments) -> None:
+        assert begun.wait(60 if own else 0.5) == own
+        raise InputError("--address: no Ray cluster answers")
+
+    monkeypatch.setattr("tune.study_run.connect", connect)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    address = [] if own else ["--address", "127.0.0.1:1"]
+    line = fails(capsys, storage, replace(science, begin=begin), "--study", "a", *address)
+    assert line == "error: --address: no Ray cluster answers"
 
 
 def test_a_study_that_is_taken_over_while_a_trial_is_recorded_says_by_whom(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.tune.tiny_studies import TINY, prepared
 from tune.context import StudyContext
 from tune.pipeline import StageUse
 from tune.runner import Runner
 from tune.stage_graph import Stage, StageContext, Together
 from tune.study_config import load_study_config
-from tune.trial import means, saturation
+from tune.study_data import open_data
+from tune.trial import begin, means, saturation
 
 
 def test_means_are_over_subjects_and_seeds_and_each_is_kept() -> None:
@@ -101,3 +105,15 @@ def test_what_a_killed_process_had_fitted_together_is_not_called_reused_by_the_n
 def test_saturation_is_the_last_point_of_its_curve() -> None:
     assert saturation({"M1/vae/seed0/pc_saturation": [(0, 0.2), (50, 0.9)]}, "M1/vae/seed0") == {"pc_saturation": 0.9}
     assert saturation({}, "M1/vae/seed0") == {}
+
+
+def test_what_was_begun_while_ray_started_is_not_called_reused(tmp_path: Path) -> None:
+    config = load_study_config(None, TINY)
+    data = open_data(config, tmp_path)
+    context = replace(study_context(tmp_path), config=config, data_path=data.path, data_digest=data.digest)
+    begin(context)
+    assert [kind for kind, _ in context.store().stages()] == ["instruments"]
+    uses = prepared(context).stages
+    assert {use["kind"]: use["reused"] for use in uses} == dict.fromkeys(("instruments", "denoiser", "trajectory"), False)
+    told = [json.loads(path.read_text())["text"] for path in sorted((context.folder / "progress").glob("*.line"))]
+    assert [line.split(" in ")[0] for line in told[-3:]] == ["instruments: built", "denoiser: built", "trajectory: built"]
