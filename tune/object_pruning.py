@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from migvis.errors import InputError
+from tune.database_leases import leases_of
 from tune.leases import PATIENCE, holder
 from tune.manifest import NAME, StageName, name_of
 from tune.needs import needs_of
@@ -128,4 +129,7 @@ def prune_objects(
                         result.busy.append(item.name)
             for _, place in found.leftovers:
                 delete_tree(store.objects, place.as_posix())
+            for lease in leases_of(database, store.uri):
+                if holder(lease) is None:
+                    lease.remove()
     return result

@@ -128,6 +128,7 @@ class StudyRun:
         with self.display:
             self.display.say(f"study {self.context.study} in {self.context.folder}")
             self._show_trials()
+            self.display.phase("prepare")
             with self.clock.phase("prepare"):
                 self._connect(address)
                 check_reach(self.context.stages_root, self.context.database, sum(node["Alive"] for node in ray.nodes()))

@@ -11,6 +11,7 @@ import pytest
 
 from tune.context import StudyContext
 from tune.database import sqlite_url
+from tune.database_leases import leases_of
 from tune.leases import acquire
 from tune.manifest import MANIFEST
 from tune.needs import write_ablation_needs
@@ -107,9 +108,11 @@ def test_a_finished_study_keeps_its_selected_trial_and_an_unfinished_one_all(sto
     assert prune(storage) == 0
     assert "2 stages" in capsys.readouterr().out
     assert names(finished) == before
+    assert len(leases_of(finished.database, str(finished.stages_root))) == 4
     assert prune(storage, "--yes") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("deleted 2 stages")
     assert names(finished) == {place(vae(0)), place(critic(0)), ".data/digestf", ".studies/idf"}
+    assert leases_of(finished.database, str(finished.stages_root)) == []
     unfinished = make_study(storage, "u", finished=False)
     before = names(unfinished)
     assert prune(storage, "--yes") == 0
