@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from migvis.errors import InputError
-from tune.ray_session import prepare_ray_environment
+from tune.ray_session import prepare_own_ray, prepare_ray_environment
 from tune.shared_storage import check_shared
 
 _ENVIRONMENT = {
@@ -72,6 +72,7 @@ def _connect(address: str | None) -> None:
         except Exception as error:
             raise InputError(f"{named}: no Ray cluster answers: {_first_line(error)}") from None
         return
+    prepare_own_ray()
     attempt = 0
     while True:
         attempt += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the workers share this environment: nothing to rebuild under `uv run`
@@ -13,10 +14,14 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Defaults that this project sets for Ray; a value already in the environment wins."""
+
+OWN_RAY_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # processes that neither fits nor trials can use, whose environment is another
     "RAY_preload_python_modules": "tune.preloaded",
 }
-"""Defaults that this project sets for Ray; a value already in the environment wins."""
+"""The same, of a Ray that is started on this machine."""
 
 
 def prepare_ray_environment() -> None:
@@ -29,6 +34,20 @@ def prepare_ray_environment() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def prepare_own_ray() -> None:
+    """Sets what a Ray needs that is started from here: its processes import this very code, wherever else some is installed."""
+    for name, value in OWN_RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", here)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *paths])
+
+
+def is_own_ray_prepared() -> bool:
+    """Whether prepare_own_ray was called, so that Ray's processes import `tune.preloaded`."""
+    return OWN_RAY_ENVIRONMENT.items() <= os.environ.items()
 
 
 def job_server(address: str | None) -> str | None:

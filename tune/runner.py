@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from migvis.training import Progress
 from migvis.weights import read_json
@@ -40,7 +41,9 @@ class Runner:
     """
 
     def __init__(self, context: StudyContext, title: str, reporter: str) -> None:
-        torch.set_num_threads(context.config.search.threads_per_trial)
+        threads = context.config.search.threads_per_trial
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)  # of numpy and scikit-learn
         self.store = context.store()
         self.reporter = context.reporter(reporter)
         self.title = title

@@ -140,8 +140,8 @@ class StudyRun:
                     fetch_trial(self.context, record.number)  # of a driver that was killed before it did
             # Importing MLflow and making its database take seconds, and so does what draws the charts: beside the longest fit.
             self.tracker.start()
-            threading.Thread(target=import_plots, name="imports").start()
             self.tracker.submit("the page of its charts", self._note_charts)
+            self.tracker.submit("the imports for the charts", lambda writer: import_plots())
             self.tracker.catch_up(self.ledger.records(), self.ledger.remembered)
             for name, phase in (("prepare", self._prepare), ("search", self._search), ("final", self._finish)):
                 self.display.phase(name)
@@ -159,7 +159,10 @@ class StudyRun:
         self._say_where(problems)
 
     def _connect(self, address: str | None) -> None:
-        """Connects to Ray; while one is started, which takes seconds of waiting, the first shared stages are built."""
+        """Connects to Ray; while one is started, which takes seconds of waiting, the first shared stages are built.
+
+        Whoever interrupts it waits for them, too: nothing may be built any more once another driver can have the study.
+        """
         shared = None if is_object_store(self.context.stages_root) else self.context.storage
         beside = threading.Thread(target=self._begin, name="first stages")
         if shared is not None and starts_one(address):

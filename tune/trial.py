@@ -28,6 +28,10 @@ EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
 """Seconds of the quick preset's phases on 2 CPU cores."""
 
 
+_BEGUN: set[str] = set()
+"""Keys of the stages that `begin` built in this process: `prepare` finds them, but they were not there before."""
+
+
 def check_encoder(configuration: Configuration) -> None:
     """Raises InputError where a pretrained encoder cannot be loaded: critics are fitted after the longest fit of all."""
     if configuration.critic.encoder == "dino":
@@ -68,8 +72,8 @@ def prepare(context: StudyContext) -> Prepared:
             start_processes(context)
         # The denoiser's workers take GPUs of their own, wherever they are started from.
         result = shared_stage(context, stage) if stage.kind == "denoiser" else near_gpus(shared_stage, context, stage)
-        uses = [use for use in Runner(context, "prepare", "prepare").uses if use.key == stage.key and not use.reused]
-        note = f"{stage.kind}: {f'built in {uses[-1].seconds:.0f} s' if uses else 'reused'}"
+        reused = result.reused and stage.key not in _BEGUN
+        note = f"{stage.kind}: {'reused' if reused else f'built in {result.seconds:.0f} s'}"
         if stage.kind == "instruments":
             calibration = read_json(result.path / "instrument.json").get("calibration", {})
             note += "; on held-out stimuli " + ", ".join(
@@ -87,7 +91,8 @@ def begin(context: StudyContext) -> None:
     """Builds the shared stages that come before the first long fit, in this process."""
     stages = stages_of(context, context.config.configuration).study_stages()
     for stage in takewhile(lambda stage: stage.kind != "denoiser", stages):
-        shared_stage(context, stage)
+        if not shared_stage(context, stage).reused:
+            _BEGUN.add(stage.key)
 
 
 def shared_stage(context: StudyContext, stage: Stage) -> StageResult:

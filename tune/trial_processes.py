@@ -15,6 +15,7 @@ import ray
 
 from tune.context import StudyContext
 from tune.placing import placing_of
+from tune.ray_session import is_own_ray_prepared
 from tune.resources import nodes_of
 
 _KEPT_SECONDS = 7 * 24 * 3600
@@ -24,15 +25,15 @@ _KEPT_SECONDS = 7 * 24 * 3600
 def start_processes(context: StudyContext) -> None:
     """Has the node start as many processes as the study runs trials at once; does not wait for them.
 
-    Only on one host, the Ray of which has `tune.preloaded` imported. Not where it has GPUs: what is imported before a process
-    was given one might find that there is none.
+    Only in a Ray of this machine's own, and not where it has GPUs: what is imported before a process was given one might find
+    that there is none.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes, search = [node for node in ray.nodes() if node["Alive"]], context.config.search
     shares = nodes_of(nodes)
-    if len(nodes) > 1 or shares[0].gpus:
+    if not is_own_ray_prepared() or len(nodes) > 1 or shares[0].gpus:
         return
-    trial = placing_of(context.config.search)[0].trial
-    count = min(context.config.search.concurrent_trials, int(shares[0].cpus // trial.cpus))
+    trial = placing_of(search)[0].trial
+    count = min(search.concurrent_trials, search.trials, int(shares[0].cpus // trial.cpus))
     with contextlib.suppress(Exception):
         _ask(f"{nodes[0]['NodeManagerAddress']}:{nodes[0]['NodeManagerPort']}", count)
 

@@ -71,9 +71,10 @@ hooks = Hooks(open_data, prepare, run_trial, finish, plan=lambda context, space:
 def local_ray(tmp_path_factory):
     """One local Ray of two CPUs for all tests of the session: a process cannot hold a second one."""
     os.environ["MIGVIS_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # of all its processes
-    from tune.ray_session import prepare_ray_environment
+    from tune.ray_session import prepare_own_ray, prepare_ray_environment
 
     prepare_ray_environment()
+    prepare_own_ray()
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
