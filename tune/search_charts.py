@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +18,23 @@ FEWEST = 4
 """Complete trials from which importances mean something."""
 
 
+_IMPORTING = threading.Lock()
+
+
 def import_plots() -> None:
-    """Imports what `search_charts` draws with, scikit-learn for the importances included: two seconds that a search has."""
-    importlib.import_module("optuna.visualization.matplotlib")
-    importlib.import_module("sklearn.ensemble")
+    """Imports what `search_charts` draws with, scikit-learn for the importances included: two seconds that a search has.
+
+    Waits for another thread that does so: pyplot is there for all of them before it is whole.
+    """
+    with _IMPORTING:
+        importlib.import_module("matplotlib").use("Agg")
+        importlib.import_module("optuna.visualization.matplotlib")
+        importlib.import_module("sklearn.ensemble")
 
 
 def search_charts(study: optuna.Study, objectives: Sequence[str], folder: Path) -> dict[str, Path]:
     """Draws the plots of a study into `folder`: {caption: PNG}. Those that its trials do not allow are left out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    import_plots()
     from optuna.visualization import matplotlib as plots
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -17,7 +17,7 @@ from tune.context import DataSummary, Hooks, StudyContext
 from tune.ledger import Ledger, TrialRecord
 from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
-from tune.ray_connection import connect, is_lost, starts_one
+from tune.ray_connection import connect, disconnect, is_lost, starts_one
 from tune.search import LedgerSearcher
 from tune.search_charts import import_plots
 from tune.search_report import write_search_report
@@ -289,7 +289,7 @@ class StudyRun:
     def _stop_ray(self) -> None:
         """Begins to stop the Ray of this study, whose processes take a second or two to end."""
         if self._started_ray and self._stopping is None:
-            self._stopping = threading.Thread(target=ray.shutdown, name="ray's end")
+            self._stopping = threading.Thread(target=disconnect, name="ray's end")
             self._stopping.start()
 
     def _say_where(self, problems: list[str]) -> None:
