@@ -24,7 +24,7 @@ from tune.stages import Stages
 from tune.stores import is_object_store
 from tune.trial_result import Prepared, TrialResult
 
-EXPECTED_SECONDS = {"prepare": 320.0, "trial": 32.0, "final": 105.0}
+EXPECTED_SECONDS = {"prepare": 120.0, "trial": 8.0, "final": 40.0}
 """Seconds of the quick preset's phases on 2 CPU cores."""
 
 
