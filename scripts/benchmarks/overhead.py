@@ -1,8 +1,8 @@
 """What the service itself costs: how it grows over 500 replayed trials, and its share of the default study's time.
 
 The replayed study really runs Ray, both databases and MLflow, only its stages take no time; it needs 2 GB in the folder for
-temporary files. The default study is the one of `python tune/run.py`, in a process of its own, which takes a quarter of an
-hour; the small variant takes the replayed one, as if its stages had taken what the table says. Draws benchmark-overhead.png.
+temporary files. The default study is the one of `python tune/run.py`, in a process of its own, which takes some
+minutes; the small variant takes the replayed one, as if its stages had taken what the table says. Draws benchmark-overhead.png.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from tests.tune.tiny_studies import TINY, prepared
 from tune.context import StudyContext
@@ -100,6 +101,14 @@ def test_what_a_killed_process_had_fitted_together_is_not_called_reused_by_the_n
     for stage in pair(False):
         assert after(stage).reused
     assert [record["reused"] for record in after.records()] == [False, False]
+
+
+def test_numpy_and_scikit_learn_take_as_many_threads_as_a_trial_may(tmp_path: Path) -> None:
+    config = load_study_config(None, ["search.threads_per_trial=1"])
+    Runner(replace(study_context(tmp_path), config=config), "trial 0", "trial-000")
+    pools = threadpool_info()
+    assert pools
+    assert {pool["num_threads"] for pool in pools} == {1}
 
 
 def test_saturation_is_the_last_point_of_its_curve() -> None:

@@ -92,8 +92,10 @@ def test_a_ray_that_does_not_start_processes_ahead_stops_no_study(local_ray, tmp
 
 
 def test_none_are_started_in_a_ray_of_somebody_else(local_ray, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.delenv("RAY_preload_python_modules")
-    before = processes()
+    asked = []
+    monkeypatch.setattr("tune.trial_processes._ask", lambda address, count: asked.append(count))
     start_processes(context_of(tmp_path, "study"))
-    time.sleep(1)
-    assert processes() <= before
+    assert asked == [1]
+    monkeypatch.delenv("RAY_preload_python_modules")
+    start_processes(context_of(tmp_path, "study"))
+    assert asked == [1]
