@@ -3,10 +3,8 @@
 A Matérn-5/2 kernel with a length scale per input says what the hyperparameters do. What is left is not independent from trial
 to trial: a fitted VAE or critic is better or worse than its neighbours by chance, and so are all trials that use it. So each
 level of stages has a variance of its own, shared by the trials with the same stage of that level, and a single trial tells much
-of a stage's own luck. All of it is fitted by maximum a posteriori: a dozen trials do not determine nine parameters by their
-likelihood alone. The prior of the length scales grows with the number of inputs, as in Hvarfner, Hellsten and Nardi (2024), but
-from a sixth of the range: with their longer ones the first dozen trials are all put down to chance, and a VAE next to a good one
-is expected to be no better than any other.
+of a stage's own luck. All of it is fitted by maximum a posteriori under a narrow prior: a dozen trials do not determine nine
+parameters, and what they seem to say of them misleads more than a fair guess does.
 """
 
 from __future__ import annotations
@@ -22,12 +20,14 @@ from scipy.spatial.distance import cdist
 
 Values = NDArray[np.float64]
 
-_LENGTH, _LENGTH_SPREAD = 1 / 6, 1.0
-"""Median of the length scale of a single input, in units of its range, and the spread of its logarithm."""
+_LENGTH, _LENGTH_SPREAD = 1 / 6, 0.5
+"""Median of the length scales over the number of inputs, in units of their range, and the spread of their logarithms: the more
+inputs, the less each of them bends. (It grows with the root of their number in Hvarfner, Hellsten and Nardi, 2024, from a
+longer one: then all that the first dozen trials tell is put down to chance.)"""
 _MEAN_VARIANCE = 1.0
 """Of the mean, in units of the hyperparameters' own: the mean of what was measured is not fair, as the best are tried most."""
-_CHANCE_MEAN, _CHANCE_SPREAD = -1.5, 1.0
-"""Of the logarithms of the variances by chance, in units of the hyperparameters' own: of each about a fifth, give or take e.
+_CHANCE_MEAN, _CHANCE_SPREAD = -2.3, 0.5
+"""Of the logarithms of the variances by chance, in units of the hyperparameters' own: of each about a tenth, give or take a half.
 
 A trial's few dozen edits leave its scores uncertain by some 0.05, and its hyperparameters move them by some 0.1.
 """
@@ -88,6 +88,12 @@ def _factor(places: Places, parameters: Hyperparameters) -> Values:
     return np.asarray(cholesky(_MEAN_VARIANCE + kernel + shared + (variance[-1] + _JITTER) * np.eye(len(places)), lower=True))
 
 
+def _typical(places: Places) -> Values:
+    """The prior's mode: logarithms of the length scales and of the variances by chance, [inputs + levels + 1]."""
+    inputs, variances = places.inputs.shape[1], places.stages.shape[1] + 1
+    return np.append(np.full(inputs, math.log(_LENGTH * inputs)), np.full(variances, _CHANCE_MEAN))
+
+
 def negative_log_posterior(places: Places, values: Values, parameters: Hyperparameters) -> tuple[float, Values]:
     """− log p(values | places, parameters) − log p(parameters), up to a constant, and its gradient [inputs + levels + 1].
 
@@ -96,9 +102,8 @@ def negative_log_posterior(places: Places, values: Values, parameters: Hyperpara
     inputs = places.inputs.shape[1]
     factor = _factor(places, parameters)
     weights = cho_solve((factor, True), values)
-    typical = math.log(_LENGTH) + 0.5 * math.log(inputs)
     spread = np.append(np.full(inputs, _LENGTH_SPREAD), np.full(len(parameters.chance), _CHANCE_SPREAD))
-    off = np.append(parameters.length - typical, parameters.chance - _CHANCE_MEAN) / spread
+    off = (np.append(parameters.length, parameters.chance) - _typical(places)) / spread
     total = 0.5 * values @ weights + np.log(np.diag(factor)).sum() + 0.5 * (off**2).sum()
     inner = cho_solve((factor, True), np.eye(len(places))) - np.outer(weights, weights)
     r = _distance(places, places, parameters.length)
@@ -111,15 +116,14 @@ def negative_log_posterior(places: Places, values: Values, parameters: Hyperpara
 
 
 def fit_hyperparameters(places: Places, values: Values) -> Hyperparameters:
-    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from half the range."""
+    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from the prior's mode."""
     standard, inputs = _standardised(values)[0], places.inputs.shape[1]
 
     def objective(point: Values) -> tuple[float, Values]:
         return negative_log_posterior(places, standard, Hyperparameters(point[:inputs], point[inputs:]))
 
-    variances = places.stages.shape[1] + 1
-    start = np.append(np.full(inputs, math.log(0.5)), np.full(variances, _CHANCE_MEAN))
-    bounds = [_BOUNDS["length"]] * inputs + [_BOUNDS["chance"]] * variances
+    start = _typical(places)
+    bounds = [_BOUNDS["length"]] * inputs + [_BOUNDS["chance"]] * (len(start) - inputs)
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS}).x
     return Hyperparameters(np.asarray(found[:inputs]), np.asarray(found[inputs:]))
 

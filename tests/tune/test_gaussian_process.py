@@ -77,8 +77,8 @@ def test_the_posterior_is_likelihood_times_prior() -> None:
 
     def expected(parameters: Hyperparameters) -> float:
         covariance = naive_covariance(places, places, parameters) + (math.exp(parameters.chance[1]) + 1e-6) * np.eye(9)
-        prior = sum((one + math.log(6) - 0.5 * math.log(2)) ** 2 / 2 for one in parameters.length)
-        prior += sum((one + 1.5) ** 2 / 2 for one in parameters.chance)
+        prior = sum(((one + math.log(6) - math.log(2)) / 0.5) ** 2 / 2 for one in parameters.length)
+        prior += sum(((one + 2.3) / 0.5) ** 2 / 2 for one in parameters.chance)
         return prior - multivariate_normal.logpdf(standard, cov=covariance)
 
     other = Hyperparameters(np.array([0.3, -1.0]), np.array([-3.0, -4.0]))

@@ -58,8 +58,9 @@ def test_nothing_is_tried_twice_nor_a_vae_that_the_gate_refused() -> None:
 
 
 def test_the_best_is_found_with_few_trials() -> None:
-    for seed in range(3):
-        trials = search(table(), 14, seed)
+    """4 of the 108 configurations are the best; random search tries 27 until it has one."""
+    for seed in range(6):
+        trials = search(table(), 17, seed)
         best = {"pc_weight": 1e-4, "group_count": 4, "edit_step": 0.6}
         assert any(best.items() <= trial.row.params.items() for trial in trials), [trial.row.params for trial in trials]
 
