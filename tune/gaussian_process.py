@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 _LENGTH, _LENGTH_SPREAD = 1 / 6, 0.5
 """Median of the length scales over the number of inputs, in units of their range, and the spread of their logarithms: the more
 inputs, the less each of them bends. (It grows with the root of their number in Hvarfner, Hellsten and Nardi, 2024, from a
-longer one: then all that the first dozen trials tell is put down to chance.)"""
+longer guess: with it all that the first dozen trials tell is put down to chance.)"""
 _MEAN_VARIANCE = 1.0
 """Of the mean, in units of the hyperparameters' own: the mean of what was measured is not fair, as the best are tried most."""
 _CHANCE_MEAN, _CHANCE_SPREAD = -2.3, 0.5
