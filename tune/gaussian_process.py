@@ -32,8 +32,8 @@ _CHANCE_MEAN, _CHANCE_SPREAD = -2.3, 0.5
 A trial's few dozen edits leave its scores uncertain by some 0.05, and its hyperparameters move them by some 0.1.
 """
 SPREAD = 0.18
-"""Of what is measured, a priori: objectives lie between 0 and 1. The first two VAEs are often alike, and by their own spread all
-others would be, too, so that none would be worth its seconds."""
+"""Of an objective between 0 and 1, a priori. The first two VAEs are often alike, and by their own spread all others would be,
+too, so that none would be worth its seconds."""
 _JITTER = 1e-6
 _BOUNDS = {"length": (-4.0, 6.0), "chance": (-12.0, 2.0)}
 _ITERATIONS = 60
@@ -115,9 +115,12 @@ def negative_log_posterior(places: Places, values: Values, parameters: Hyperpara
     return float(total), np.append(by_length, by_chance) + off / spread
 
 
-def fit_hyperparameters(places: Places, values: Values) -> Hyperparameters:
-    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from the prior's mode."""
-    standard, inputs = _standardised(values)[0], places.inputs.shape[1]
+def fit_hyperparameters(places: Places, values: Values, spread: float = SPREAD) -> Hyperparameters:
+    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from the prior's mode.
+
+    spread: that of the values, a priori.
+    """
+    standard, inputs = _standardised(values, spread)[0], places.inputs.shape[1]
 
     def objective(point: Values) -> tuple[float, Values]:
         return negative_log_posterior(places, standard, Hyperparameters(point[:inputs], point[inputs:]))
@@ -129,27 +132,33 @@ def fit_hyperparameters(places: Places, values: Values) -> Hyperparameters:
 
 
 def predict(
-    places: Places, values: Values, parameters: Hyperparameters, at: Places, measured: int | None = None
+    places: Places,
+    values: Values,
+    parameters: Hyperparameters,
+    at: Places,
+    *,
+    measured: int | None = None,
+    spread: float = SPREAD,
 ) -> tuple[Values, Values, float]:
     """Mean and standard deviation [c] of what would be measured at other places, given values [n] at `places`.
 
     And of that standard deviation the part that is a trial's own chance: what no other trial tells of. measured: how many of the
-    values are; the rest are guesses, and do not change the scale (none: all are).
+    values are; the rest are guesses, and do not change the scale (none: all are). spread: that of the values, a priori.
     """
-    _, middle, scale = _standardised(values[:measured])
+    _, middle, scale = _standardised(values[:measured], spread)
     standard = (values - middle) / scale
     variance = np.exp(parameters.chance)
     factor = _factor(places, parameters)
     shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, at))
     cross = _MEAN_VARIANCE + _kernel(places, at, parameters.length) + shared
     explained = (solve_triangular(factor, cross, lower=True) ** 2).sum(0)
-    spread = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() - explained, 0.0))
+    sd = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() - explained, 0.0))
     mean = cross.T @ cho_solve((factor, True), standard) * scale + middle
-    return np.asarray(mean), np.asarray(spread * scale), float(np.sqrt(variance[-1]) * scale)
+    return np.asarray(mean), np.asarray(sd * scale), float(np.sqrt(variance[-1]) * scale)
 
 
-def _standardised(values: Values) -> tuple[Values, float, float]:
-    """Values [n] less their mean, by their standard deviation, to which SPREAD is one value more; and both of these."""
+def _standardised(values: Values, spread: float) -> tuple[Values, float, float]:
+    """Values [n] less their mean, by their standard deviation, to which `spread` is one value more; and both of these."""
     middle = float(values.mean())
-    scale = math.sqrt((values.size * float(values.var()) + SPREAD**2) / (values.size + 1))
+    scale = math.sqrt((values.size * float(values.var()) + spread**2) / (values.size + 1))
     return (values - middle) / scale, middle, scale

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from tune.finished_trials import MEMORY, Finished, finished_trial, remembered, worth
-from tune.gaussian_process import Hyperparameters, Places, fit_hyperparameters, predict
+from tune.gaussian_process import SPREAD, Hyperparameters, Places, fit_hyperparameters, predict
 from tune.hypervolume import expected_improvement, nondominated
 from tune.unit_cube import Axis
 
@@ -40,6 +40,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 """The hyperparameters that are first read by the VAE, by the critic and by the synthesis."""
 LEVEL_OF_OBJECTIVE = {"neural_r2": 0, "group_mig": 0, "selectivity": 2, "realism": 2}
 """The level after which each is known."""
+_GATE_SPREAD = 0.03
+"""Of the gate's constraint, a priori: differences of neural_r2 are as small as the margin that the gate allows. By the spread of
+objectives every new VAE would pass by half a chance only, whatever those before it did."""
 _LATER, _DRAWS, _LOOKED_INTO = 3, 24, 64
 """Later trials with the same new VAE or critic that a proposal looks ahead to; draws of what the first one may tell; and how many
 candidates are looked into."""
@@ -225,7 +228,7 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         judged = [(one, one.constraint) for one in finished if one.constraint is not None]
         if not judged:
             return expected, np.ones(len(candidates))
-        centre, spread, _ = self._predict("constraint", 0, judged, running, candidates)
+        centre, spread, _ = self._predict("constraint", 0, judged, running, candidates, _GATE_SPREAD)
         return expected, np.asarray(ndtr(-centre / np.maximum(spread, 1e-12)))
 
     def _predict(
@@ -235,18 +238,24 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         measured: Sequence[tuple[Finished, float]],
         running: Sequence[Params],
         candidates: list[dict[str, Any]],
+        spread: float = SPREAD,
     ) -> tuple[Values, Values, float]:
-        """Mean, sd [c] and own chance of what is known after a level: exact where the stages of that level exist."""
+        """Mean, sd [c] and own chance of what is known after a level: exact where the stages of that level exist.
+
+        spread: of what was measured, a priori.
+        """
         known = {prefix(one.params, level): (one, value) for one, value in measured}
         pending = [one for one in running if prefix(one, level) not in known]
         learnt = remembered([one for one, _ in known.values()])
         places = self._places([*(one.params for one in learnt), *pending, *candidates], level)
         targets, count = np.array([known[prefix(one.params, level)][1] for one in learnt]), len(learnt)
-        parameters = self._hyperparameters(name, level, list(known.values()))
+        parameters = self._hyperparameters(name, level, list(known.values()), spread)
         if pending:
-            guessed, _, _ = predict(places.rows(0, count), targets, parameters, places.rows(count, count + len(pending)))
+            at = places.rows(count, count + len(pending))
+            guessed, _, _ = predict(places.rows(0, count), targets, parameters, at, spread=spread)
             targets, count = np.concatenate([targets, guessed]), count + len(pending)
-        mean, sd, own = predict(places.rows(0, count), targets, parameters, places.rows(count, len(places)), measured=len(learnt))
+        before, at = places.rows(0, count), places.rows(count, len(places))
+        mean, sd, own = predict(before, targets, parameters, at, measured=len(learnt), spread=spread)
         for row, candidate in enumerate(candidates):
             exact = known.get(prefix(candidate, level))
             if exact is not None:
@@ -261,7 +270,9 @@ class ReuseSampler(optuna.samplers.BaseSampler):
             stages[:, before] = [numbers.setdefault(prefix(one, before), len(numbers)) for one in params]
         return Places(self._unit(params, level + 1), stages)
 
-    def _hyperparameters(self, name: str, level: int, measured: Sequence[tuple[Finished, float]]) -> Hyperparameters:
+    def _hyperparameters(
+        self, name: str, level: int, measured: Sequence[tuple[Finished, float]], spread: float
+    ) -> Hyperparameters:
         """Fitted anew whenever there is a quarter more to fit them to, up to MEMORY, and always to the first so many.
 
         So they cost little, and a study that is resumed has the same ones.
@@ -269,7 +280,8 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         count = milestone(min(len(measured), MEMORY))
         if name not in self._fitted or self._fitted[name][0] != count:
             places = self._places([one.params for one, _ in measured[:count]], level)
-            self._fitted[name] = (count, fit_hyperparameters(places, np.array([value for _, value in measured[:count]])))
+            targets = np.array([value for _, value in measured[:count]])
+            self._fitted[name] = (count, fit_hyperparameters(places, targets, spread))
         return self._fitted[name][1]
 
     def _seconds(self, finished: list[Finished], running: Sequence[Params], candidates: list[dict[str, Any]]) -> list[Values]:
