@@ -21,10 +21,10 @@ FINISHED = "COMPLETE"
 
 @dataclass(frozen=True)
 class Finished:
-    """The trials of a study that can be exported, those that the gate ended, and which one the study selected."""
+    """The trials of a study that can be exported, those that ended after their VAE, and which one the study selected."""
 
     candidates: list[Candidate]
-    gated: list[int]
+    vae_only: list[int]
     selected: int | None
 
 
@@ -51,8 +51,8 @@ def choose(study: str, trials: Finished, number: int | None, metric: str | None)
     wanted = trials.selected if number is None else number
     if wanted is None:
         raise InputError(f"study {study}: has not selected a trial yet; give --trial N or --best METRIC")
-    if wanted in trials.gated:
-        raise InputError(f"--trial {wanted}: was ended by the neural_r2 gate, so it has no critic to export")
+    if wanted in trials.vae_only:
+        raise InputError(f"--trial {wanted}: ended after its VAE, so it has no critic to export")
     if wanted not in known:
         listed = ", ".join(map(str, sorted(known))) or "none"
         raise InputError(f"--trial {wanted}: not a finished trial of {study}; it has {listed}")
@@ -78,8 +78,8 @@ def from_storage(storage: Path, study: str, number: int | None, metric: str | No
         for row in rows.values()
         if row["state"] == FINISHED
     ]
-    gated = [row["number"] for row in rows.values() if row["state"] == "PRUNED"]
-    trial, rule = choose(study, Finished(candidates, gated, selected), number, metric)
+    vae_only = [row["number"] for row in rows.values() if row["state"] == "PRUNED"]
+    trial, rule = choose(study, Finished(candidates, vae_only, selected), number, metric)
     path = folder / "trials" / f"{trial.number:03d}" / "result.json"
     try:
         result = TrialResult.from_json(json.loads(path.read_text(encoding="utf-8"))["result"])
@@ -171,8 +171,8 @@ def from_tracking(uri: str, study: str, number: int | None, metric: str | None, 
             if states[trial] == FINISHED
         ]
         selected = parent.data.tags.get("migvis.selected_trial")
-        gated = [trial for trial, state in states.items() if state == "PRUNED"]
-        trial, rule = choose(study, Finished(candidates, gated, None if selected is None else int(selected)), number, metric)
+        vae_only = [trial for trial, state in states.items() if state == "PRUNED"]
+        trial, rule = choose(study, Finished(candidates, vae_only, None if selected is None else int(selected)), number, metric)
         run = children[trial.number]
         models, denoiser = download(run, "models"), download(parent, "denoiser")
         pictures = download(run, "pictures") if client.list_artifacts(run.info.run_id, "pictures") else None

@@ -44,7 +44,7 @@ GRID: dict[str, tuple[float, ...]] = {
 """The values of each hyperparameter; the quick preset's own are among them."""
 CONFIG = STUDY_PRESETS["quick"]
 _VAE, _CRITIC = ("pc_weight", "group_count", "group_rank"), ("infonce_batch",)
-_KEPT = ("group_mig", "selectivity", "realism", "mig", "neural_r2", "move_pose_group1", "move_category_group1",
+_KEPT = ("group_mig", "selectivity", "realism", "mig", "neural_r2", "alignment", "move_pose_group1", "move_category_group1",
          "move_pose_group2", "move_category_group2")  # fmt: skip
 
 

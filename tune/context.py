@@ -80,13 +80,13 @@ class Hooks:
 
     open_data: finds or makes the data set of a configuration in a storage folder.
     prepare: builds the stages that all trials share. begin: the first of them, while Ray starts.
-    run_trial: one trial, in a Ray actor. finish: the final stage.
+    run_trial: one trial, in a Ray actor; with True at last, of its VAE alone. finish: the final stage.
     plan: the text of `--dry-run`. expected_seconds: by "trial" and "final", to tell the time left before any ran.
     """
 
     open_data: Callable[[StudyConfig, Path], DataSummary]
     prepare: Callable[[StudyContext], Prepared | None]
-    run_trial: Callable[[StudyContext, Configuration, dict[str, Any], int], TrialResult]
+    run_trial: Callable[[StudyContext, Configuration, dict[str, Any], int, bool], TrialResult]
     finish: Callable[[StudyContext, Selected], FinalResult]
     plan: Callable[[StudyContext, SearchSpace], str]
     expected_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
+from tune.levels import LEVEL_OF_KIND
 from tune.store import StageName
 from tune.trial_result import TrialResult
+
+METRICS_OF_VAE = frozenset({"group_mig", "mig", "neural_r2", "alignment"})
+"""Metrics that are measured on a VAE alone."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class Row:
     def pruned(self) -> bool:
         """Whether the gate ended it after its VAE."""
         return self.constraint > 0
+
+    @property
+    def stages_of_vae(self) -> tuple[StageName, ...]:
+        """Those that a trial uses which ends after its VAE."""
+        return tuple(stage for stage in self.stages if LEVEL_OF_KIND.get(stage[0]) == 0)
+
+    @property
+    def metrics_of_vae(self) -> dict[str, float]:
+        """What such a trial tells."""
+        return {name: value for name, value in self.metrics.items() if name in METRICS_OF_VAE}
 
 
 @dataclass(frozen=True)
@@ -75,11 +89,12 @@ class FactorialTable:
         values = {name: choices[_nearest(params[name], choices)] for name, choices in self.grid.items()}
         return next(row for row in self.rows if all(row.params[name] == value for name, value in values.items()))
 
-    def result(self, row: Row, built: set[StageName]) -> TrialResult:
-        """What a trial of the configuration reports if the stages in `built` exist already."""
-        stages = self.stage_records(row.stages, built)
+    def result(self, row: Row, built: set[StageName], vae_only: bool = False) -> TrialResult:
+        """What a trial of the configuration reports if the stages in `built` exist already. vae_only: it ends after its VAE."""
+        stages = self.stage_records(row.stages_of_vae if vae_only else row.stages, built)
         spent = {stage["kind"]: stage["seconds"] for stage in stages if not stage["reused"]}
-        return TrialResult(dict(row.metrics), constraint=row.constraint, pruned=row.pruned, stages=stages, seconds=spent)
+        metrics = row.metrics_of_vae if vae_only else dict(row.metrics)
+        return TrialResult(metrics, constraint=row.constraint, pruned=row.pruned or vae_only, stages=stages, seconds=spent)
 
     def stage_records(self, stages: Iterable[StageName], built: Container[StageName]) -> list[dict[str, Any]]:
         """Stage records as in TrialResult; what is in `built` is reused."""

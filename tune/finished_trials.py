@@ -1,30 +1,50 @@
-"""What a sampler reads of the trials that ended: plain values, from the study's database alone."""
+"""What a sampler reads of a study's trials: plain values, from the study's database alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-Params = Mapping[str, Any]
+from tune.levels import LEVEL_OF_KIND, Params
 
 OBSERVED = "observed"
-"""User attribute of a finished trial: {"values": raw objectives by name, "seconds": of its stages, by level}."""
-LEVEL_OF_KIND = {"vae": 0, "standard_vae": 0, "representation": 0, "critic": 1, "synthesis": 2, "evaluation": 2}
+"""User attribute of a finished trial: {"values": raw objectives and ALIGNMENT by name, "seconds": of its stages, by level}."""
+VAE_ONLY = "vae_only"
+"""User attribute of a trial that ends after its VAE, true or absent: the sampler wants to see what that tells."""
+ALIGNMENT = "alignment"
+"""What a VAE tells of the selectivity of its edits."""
 MEMORY = 100
 """Trials that are learnt from, at most, so that a proposal costs the same however many there are."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial that ended: its parameters, raw objectives (none: ended by the gate), constraint, and seconds by level."""
+    """A trial that ended: its parameters, raw objectives (none: it ended after its VAE), constraint, and seconds by level.
+
+    told: of the objectives and ALIGNMENT what was measured, by name.
+    """
 
     params: Params
     values: tuple[float, ...] | None
     constraint: float | None
     seconds: Mapping[int, float]
+    told: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gate ended it."""
+        return self.constraint is not None and self.constraint > 0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial under way. vae_only: as VAE_ONLY."""
+
+    params: Params
+    vae_only: bool = False
 
 
 def observed(metrics: Mapping[str, float], objectives: Sequence[str], stages: Iterable[tuple[str, float]]) -> dict[str, Any]:
@@ -34,7 +54,7 @@ def observed(metrics: Mapping[str, float], objectives: Sequence[str], stages: It
         if kind in LEVEL_OF_KIND:
             level = str(LEVEL_OF_KIND[kind])
             seconds[level] = seconds.get(level, 0.0) + cost
-    return {"values": {name: metrics[name] for name in objectives if name in metrics}, "seconds": seconds}
+    return {"values": {name: metrics[name] for name in (*objectives, ALIGNMENT) if name in metrics}, "seconds": seconds}
 
 
 def finished_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:
@@ -44,9 +64,10 @@ def finished_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:
     values = None
     if trial.state == TrialState.COMPLETE:
         values = tuple(raw.get(name, value) for name, value in zip(objectives, trial.values, strict=True))
+        raw = {**dict(zip(objectives, values, strict=True)), **raw}
     constraint = next(iter(trial.constraints.values()), None)
     seconds = {int(level): cost for level, cost in known.get("seconds", {}).items()}
-    return Finished(trial.params, values, constraint, seconds)
+    return Finished(trial.params, values, constraint, seconds, raw)
 
 
 def remembered(complete: list[Finished]) -> list[Finished]:

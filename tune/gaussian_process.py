@@ -3,7 +3,8 @@
 A Matérn-5/2 kernel with a length scale per input says what the hyperparameters do. What is left is not independent from trial
 to trial: a fitted VAE or critic is better or worse than its neighbours by chance, and so are all trials that use it. So each
 level of stages has a variance of its own, shared by the trials with the same stage of that level, and a single trial tells much
-of a stage's own luck. All of it is fitted by maximum a posteriori under a narrow prior: a dozen trials do not determine nine
+of a stage's own luck. Where an earlier stage tells something of the value, the value is linear in that besides, with a normal
+prior of the slope. All of it is fitted by maximum a posteriori under a narrow prior: a dozen trials do not determine nine
 parameters, and what they seem to say of them misleads more than a fair guess does.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +52,44 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Places:
-    """Where trials are: inputs [n, inputs] in the unit cube, and which stage they use at each level, stages [n, levels]."""
+    """Where trials are: inputs [n, inputs] in the unit cube, and which stage they use at each level, stages [n, levels].
+
+    told [n]: what an earlier stage tells of the value (none: nothing).
+    """
 
     inputs: Values
     stages: NDArray[np.int64]
+    told: Values | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def rows(self, first: int, end: int) -> Places:
         """Those from row `first` to before `end`."""
-        return Places(self.inputs[first:end], self.stages[first:end])
+        told = None if self.told is None else self.told[first:end]
+        return Places(self.inputs[first:end], self.stages[first:end], told)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Of a value that is measured: the spread of what `told` does not tell, and the slope of its line in `told`."""
+
+    spread: float = SPREAD
+    slope: float = 0.0
+    slope_sd: float = 0.0
+
+
+_PRIOR = Prior()
+
+
+class Prediction(NamedTuple):
+    """Mean and standard deviation [c] of what would be measured; own: the part of the latter that no other trial tells of, a
+    trial's own chance; slope: of the line in what was told."""
+
+    mean: Values
+    sd: Values
+    own: float
+    slope: float
 
 
 def _distance(first: Places, second: Places, length: Values) -> Values:
@@ -80,12 +109,13 @@ def _same(first: Places, second: Places) -> Values:
     return np.asarray(first.stages.T[:, :, None] == second.stages.T[:, None, :], dtype=np.float64)
 
 
-def _factor(places: Places, parameters: Hyperparameters) -> Values:
-    """Lower Cholesky factor of the covariance of what is measured, [n, n]."""
+def _factor(places: Places, parameters: Hyperparameters, line: Values) -> Values:
+    """Lower Cholesky factor of the covariance of what is measured, [n, n]; line [n]: told, times the sd of its slope."""
     kernel = _kernel(places, places, parameters.length)
     variance = np.exp(parameters.chance)
     shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, places))
-    return np.asarray(cholesky(_MEAN_VARIANCE + kernel + shared + (variance[-1] + _JITTER) * np.eye(len(places)), lower=True))
+    own = (variance[-1] + _JITTER) * np.eye(len(places))
+    return np.asarray(cholesky(_MEAN_VARIANCE + kernel + shared + np.outer(line, line) + own, lower=True))
 
 
 def _typical(places: Places) -> Values:
@@ -94,13 +124,16 @@ def _typical(places: Places) -> Values:
     return np.append(np.full(inputs, math.log(_LENGTH * inputs)), np.full(variances, _CHANCE_MEAN))
 
 
-def negative_log_posterior(places: Places, values: Values, parameters: Hyperparameters) -> tuple[float, Values]:
+def negative_log_posterior(
+    places: Places, values: Values, parameters: Hyperparameters, line: Values | None = None
+) -> tuple[float, Values]:
     """− log p(values | places, parameters) − log p(parameters), up to a constant, and its gradient [inputs + levels + 1].
 
-    values [n] are standardised. The gradient is that of Rasmussen and Williams' Eq. 5.9.
+    values [n] are standardised; line [n]: what was told, times the standard deviation of its slope (none: nothing was).
+    The gradient is that of Rasmussen and Williams' Eq. 5.9.
     """
     inputs = places.inputs.shape[1]
-    factor = _factor(places, parameters)
+    factor = _factor(places, parameters, np.zeros(len(places)) if line is None else line)
     weights = cho_solve((factor, True), values)
     spread = np.append(np.full(inputs, _LENGTH_SPREAD), np.full(len(parameters.chance), _CHANCE_SPREAD))
     off = (np.append(parameters.length, parameters.chance) - _typical(places)) / spread
@@ -115,15 +148,12 @@ def negative_log_posterior(places: Places, values: Values, parameters: Hyperpara
     return float(total), np.append(by_length, by_chance) + off / spread
 
 
-def fit_hyperparameters(places: Places, values: Values, spread: float = SPREAD) -> Hyperparameters:
-    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from the prior's mode.
-
-    spread: that of the values, a priori.
-    """
-    standard, inputs = _standardised(values, spread)[0], places.inputs.shape[1]
+def fit_hyperparameters(places: Places, values: Values, prior: Prior = _PRIOR) -> Hyperparameters:
+    """The most probable hyperparameters of what was measured, values [n], by L-BFGS from the prior's mode."""
+    standard, inputs = _standardised(places, values, prior), places.inputs.shape[1]
 
     def objective(point: Values) -> tuple[float, Values]:
-        return negative_log_posterior(places, standard, Hyperparameters(point[:inputs], point[inputs:]))
+        return negative_log_posterior(places, standard.values, Hyperparameters(point[:inputs], point[inputs:]), standard.line)
 
     start = _typical(places)
     bounds = [_BOUNDS["length"]] * inputs + [_BOUNDS["chance"]] * (len(start) - inputs)
@@ -138,27 +168,52 @@ def predict(
     at: Places,
     *,
     measured: int | None = None,
-    spread: float = SPREAD,
-) -> tuple[Values, Values, float]:
-    """Mean and standard deviation [c] of what would be measured at other places, given values [n] at `places`.
+    prior: Prior = _PRIOR,
+) -> Prediction:
+    """What would be measured at other places, given values [n] at `places`.
 
-    And of that standard deviation the part that is a trial's own chance: what no other trial tells of. measured: how many of the
-    values are; the rest are guesses, and do not change the scale (none: all are). spread: that of the values, a priori.
+    measured: how many of the values are; the rest are guesses, and do not change the scale (none: all are).
     """
-    _, middle, scale = _standardised(values[:measured], spread)
-    standard = (values - middle) / scale
+    known = len(places) if measured is None else measured
+    standard = _standardised(places.rows(0, known), values[:known], prior)
+    line, line_at = standard.line_of(places, prior), standard.line_of(at, prior)
+    rest = values - prior.slope * _told(places)
     variance = np.exp(parameters.chance)
-    factor = _factor(places, parameters)
+    factor = _factor(places, parameters, line)
     shared = np.einsum("l,lnm->nm", variance[:-1], _same(places, at))
-    cross = _MEAN_VARIANCE + _kernel(places, at, parameters.length) + shared
+    cross = _MEAN_VARIANCE + _kernel(places, at, parameters.length) + shared + np.outer(line, line_at)
     explained = (solve_triangular(factor, cross, lower=True) ** 2).sum(0)
-    sd = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() - explained, 0.0))
-    mean = cross.T @ cho_solve((factor, True), standard) * scale + middle
-    return np.asarray(mean), np.asarray(sd * scale), float(np.sqrt(variance[-1]) * scale)
+    sd = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() + line_at**2 - explained, 0.0))
+    weights = cho_solve((factor, True), (rest - standard.middle) / standard.scale)
+    mean = cross.T @ weights * standard.scale + standard.middle + prior.slope * _told(at)
+    slope = prior.slope + prior.slope_sd * float(line @ weights)
+    return Prediction(np.asarray(mean), np.asarray(sd * standard.scale), float(np.sqrt(variance[-1]) * standard.scale), slope)
 
 
-def _standardised(values: Values, spread: float) -> tuple[Values, float, float]:
-    """Values [n] less their mean, by their standard deviation, to which `spread` is one value more; and both of these."""
-    middle = float(values.mean())
-    scale = math.sqrt((values.size * float(values.var()) + spread**2) / (values.size + 1))
-    return (values - middle) / scale, middle, scale
+def _told(places: Places) -> Values:
+    """What was told [n]: nothing is 0."""
+    return np.zeros(len(places)) if places.told is None else places.told
+
+
+@dataclass(frozen=True)
+class _Standardised:
+    """Values less their line, then less their mean `middle`, by their standard deviation `scale`; line [n] as in _factor."""
+
+    values: Values
+    middle: float
+    scale: float
+    told: float
+    line: Values
+
+    def line_of(self, places: Places, prior: Prior) -> Values:
+        """The line of other places, from the same centre."""
+        return (_told(places) - self.told) * prior.slope_sd / self.scale
+
+
+def _standardised(places: Places, values: Values, prior: Prior) -> _Standardised:
+    """The prior's spread is one value more to the standard deviation."""
+    told = _told(places)
+    rest = values - prior.slope * told
+    middle, centre = float(rest.mean()), float(told.mean())
+    scale = math.sqrt((rest.size * float(rest.var()) + prior.spread**2) / (rest.size + 1))
+    return _Standardised((rest - middle) / scale, middle, scale, centre, (told - centre) * prior.slope_sd / scale)

@@ -19,9 +19,9 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from migvis.errors import InputError
-from tune.finished_trials import OBSERVED, observed
+from tune.finished_trials import OBSERVED, VAE_ONLY, observed
 from tune.optuna_database import open_database
-from tune.samplers import sampler_by_number
+from tune.samplers import ends_after_vae, sampler_by_number
 from tune.selection import Candidate, clipped
 from tune.space import SearchSpace
 from tune.study_config import SamplerName
@@ -35,11 +35,12 @@ _LOST_AT_MOST = 20
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to be run. attempt: how often it has failed before."""
+    """A trial to be run. attempt: how often it has failed before. vae_only: it ends after its VAE, which is only looked at."""
 
     number: int
     params: dict[str, Any]
     attempt: int
+    vae_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,18 @@ class TrialRecord:
     def finished(self) -> bool:
         """Whether there is a result."""
         return self.result_json is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gate ended it."""
+        return self.state == TrialState.PRUNED.name and self.constraint is not None and self.constraint > 0
+
+    @property
+    def ended(self) -> str:
+        """How a finished trial ended, in words."""
+        if self.state == TrialState.COMPLETE.name:
+            return "complete"
+        return "ended by the gate" if self.refused else "VAE only"
 
     def result(self) -> TrialResult:
         """The result of a finished trial, parsed at every call, so that none of those of a long study stays in memory."""
@@ -168,6 +181,8 @@ class Ledger:
         trial, attempt = self._live.pop(number)
         if again and number not in self._waiting_numbers():
             attributes = {"number": number, "attempt": attempt + int(count), "error": message}
+            if trial.user_attrs.get(VAE_ONLY):
+                attributes[VAE_ONLY] = True
             self.study.enqueue_trial(trial.params, user_attrs=attributes)
         trial.set_user_attr("error", message)
         self.study.tell(trial, state=TrialState.FAIL)
@@ -201,10 +216,12 @@ class Ledger:
         params = self._suggest(trial)
         attempt = trial.user_attrs.get("attempt", 0)
         trial.set_user_attr("attempt", attempt)
+        if not waiting and number > 0 and ends_after_vae(self.study, trial):
+            trial.set_user_attr(VAE_ONLY, True)
         # Last, because a trial with a number is one whose parameters are all stored, or fixed since it was queued.
         trial.set_user_attr("number", number)
         self._live[number] = (trial, attempt)
-        return Proposal(number, params, attempt)
+        return Proposal(number, params, attempt, bool(trial.user_attrs.get(VAE_ONLY)))
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         """The parameters of a trial; those that it has, or that were fixed when it was queued, stay as they are."""

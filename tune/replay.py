@@ -91,7 +91,12 @@ def _prepare(table: FactorialTable, context: StudyContext) -> Prepared:
 
 
 def _run_trial(
-    table: FactorialTable, context: StudyContext, configuration: Configuration, params: dict[str, Any], number: int
+    table: FactorialTable,
+    context: StudyContext,
+    configuration: Configuration,
+    params: dict[str, Any],
+    number: int,
+    vae_only: bool = False,
 ) -> TrialResult:
     arrived = time.monotonic()
     if number > 0:
@@ -99,7 +104,8 @@ def _run_trial(
     began = time.monotonic()
     seen = _driver(context)
     row = table.nearest(params)
-    result = _as_large(table.result(row, _there_before(context, row.stages, f"trial {number}")), context, number)
+    used = row.stages_of_vae if vae_only else row.stages
+    result = _as_large(table.result(row, _there_before(context, used, f"trial {number}"), vae_only), context, number)
     moment = Moment(number, arrived, began, time.monotonic(), **seen)
     with open(context.folder / "moments.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(moment)) + "\n")

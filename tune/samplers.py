@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tune.reuse_sampler import ReuseSampler
 from tune.study_config import SamplerName
@@ -75,3 +75,11 @@ def sampler_by_number(
         return RoundingSampler(optuna.samplers.TPESampler(multivariate=True, n_startup_trials=startup_trials, seed=own), rounded)
 
     return fresh
+
+
+def ends_after_vae(study: optuna.Study, trial: Trial) -> bool:
+    """Whether a trial that the study's sampler has just proposed is to end after its VAE (ReuseSampler alone wants that)."""
+    if not isinstance(study.sampler, ReuseSampler):
+        return False
+    others = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+    return study.sampler.ends_after_vae(others, trial.params)

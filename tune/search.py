@@ -56,7 +56,7 @@ class LedgerSearcher(Searcher):
         return self.bad_input is not None or len(self._ledger.given_up) > self._failures_allowed
 
     def suggest(self, trial_id: str) -> Any:
-        """{"number", "params"} of the next trial; None: wait for those in flight; FINISHED: no more are needed."""
+        """{"number", "params", "vae_only"} of the next trial; None: wait for those in flight; FINISHED: no more are needed."""
         with self._remembering_failure():
             if self._ledger.in_flight == 0 and (self._ledger.done() or self.exhausted):
                 return Searcher.FINISHED
@@ -67,7 +67,7 @@ class LedgerSearcher(Searcher):
                 return None
             self._numbers[trial_id] = proposal.number
             self._on_start(self._ledger.record(proposal.number))
-            return {"number": proposal.number, "params": proposal.params}
+            return {"number": proposal.number, "params": proposal.params, "vae_only": proposal.vae_only}
 
     @contextmanager
     def _remembering_failure(self) -> Iterator[None]:

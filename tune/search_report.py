@@ -64,11 +64,14 @@ def _trials(ledger: Ledger, selected: int) -> Table:
         measured.append(metrics)
         names = ["neural_r2", *ledger.objectives]
         values = [f"{metrics[name]:.3f}" if name in metrics else NOTHING for name in names]
-        ended = {"COMPLETE": "complete", "PRUNED": "by the gate"}.get(record.state, record.error or record.state.lower())
+        ended = record.ended if record.finished else record.error or record.state.lower()
         if record.number == selected:
             bold |= {(len(rows), column) for column in range(len(header))}
         rows.append([str(record.number), *(f"{record.params[name]:g}" for name in PARAMETERS), *values, ended])
-    note = "Scored on validation images; by the gate: neural_r2 fell too far below the standard VAE's. Bold: selected."
+    note = (
+        "Scored on validation images; ended by the gate: neural_r2 fell too far below the standard VAE's; VAE only: looked at, to"
+        " choose what to branch from. Bold: selected."
+    )
     known = {name: [one[f"{name}_se"] for one in measured if f"{name}_se" in one] for name in ledger.objectives}
     errors = ", ".join(f"{name} {median(values):.2f}" for name, values in known.items() if values)
     if errors:

@@ -24,7 +24,7 @@ SamplerName = Literal["reuse", "tpe", "nsga2", "random"]
 class SearchConfig(Section):
     """How the study searches: how many trials, over which ranges, and which of them is selected."""
 
-    trials: Count = Field(100, description="trials in all, finished or ended by the gate")
+    trials: Count = Field(100, description="trials in all, whole ones and those that ended after their VAE")
     seeds_per_trial: Count = Field(5, description="fits per trial, each with a seed of its own")
     final_seeds: Count = Field(5, description="fits of the selected configuration in the final stage")
     sampler: SamplerName = Field("reuse", description="what proposes trials: reuse, tpe, nsga2 or random")

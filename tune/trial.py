@@ -105,8 +105,11 @@ def seeds_of(context: StudyContext, count: int) -> range:
     return range(context.seed, context.seed + count)
 
 
-def run_trial(context: StudyContext, configuration: Configuration, params: Mapping[str, Any], number: int) -> TrialResult:
-    """Fits, edits and evaluates one configuration; ends right after the VAE if neural_r2 falls short."""
+def run_trial(
+    context: StudyContext, configuration: Configuration, params: Mapping[str, Any], number: int, vae_only: bool = False
+) -> TrialResult:
+    """Fits, edits and evaluates one configuration; ends right after the VAE if neural_r2 falls short, or if that is all that is
+    asked for."""
     runner, stages = Runner(context, f"trial {number}", f"trial-{number:03d}"), stages_of(context, configuration)
     subjects, seeds = configuration.data.subjects, seeds_of(context, context.config.search.seeds_per_trial)
     fits = [(subject, seed) for subject in subjects for seed in seeds]
@@ -121,7 +124,7 @@ def run_trial(context: StudyContext, configuration: Configuration, params: Mappi
     margin = context.config.search.r2_margin
     constraint = fmean(metrics["standard_neural_r2"] - margin - metrics["neural_r2"] for metrics in values.values())
     folder = context.trial_folder(number)
-    models, pruned = folder / "models", constraint > 0
+    models, pruned = folder / "models", vae_only or constraint > 0
     images: dict[str, Path] = {}
     if pruned:
         for subject in subjects:

@@ -25,7 +25,7 @@ from tune.trial_result import TrialResult
 
 
 def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]], None]:
-    """Tune's function: {"number", "params"} in, the result as JSON text out.
+    """Tune's function: {"number", "params", "vae_only"} in, the result as JSON text out.
 
     It tells first where it runs, so that the driver can know whether its host died under it. The result is written to the
     trial's folder before it is reported, so that a driver which is killed before it records the trial need not run it again.
@@ -36,7 +36,7 @@ def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]],
         store = context.store()
         tune.report({NODE: ray.get_runtime_context().get_node_id() if ray.is_initialized() else "", HOST: socket.gethostname()})
         try:
-            payload = _run(context, hooks, config["number"], config["params"])
+            payload = _run(context, hooks, config["number"], config["params"], config["vae_only"])
         except Exception as error:
             refused = store.refusal(error) if store.is_full(error) else error
             bad_input, text = isinstance(refused, InputError), (str(refused).splitlines() or [""])[0]
@@ -47,13 +47,13 @@ def trainable(context: StudyContext, hooks: Hooks) -> Callable[[dict[str, Any]],
     return run
 
 
-def _run(context: StudyContext, hooks: Hooks, number: int, params: dict[str, Any]) -> str:
+def _run(context: StudyContext, hooks: Hooks, number: int, params: dict[str, Any], vae_only: bool) -> str:
     here = on_this_host(context)
     folder, reporter = here.trial_folder(number), here.reporter(f"trial-{number:03d}")
     try:
         reporter.update(f"trial {number}")
         with in_use(context.store()):  # it may outlive its driver for a while
-            result = hooks.run_trial(here, apply(context.config.configuration, params), params, number)
+            result = hooks.run_trial(here, apply(context.config.configuration, params), params, number, vae_only)
     except Exception:
         with contextlib.suppress(OSError, InputError):  # the error itself is told by another way
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

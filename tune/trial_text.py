@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tune.finished_trials import ALIGNMENT
 from tune.ledger import TrialRecord
 from tune.progress import duration
 
@@ -21,10 +22,12 @@ def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
         again = "; it is tried again" if record.state == "WAITING" else ""
         return f"trial {record.number} failed: {record.error}{again}{took}"
     result = record.result()
-    names = ["neural_r2"] if record.state == "PRUNED" else ["neural_r2", *objectives]
+    names = ["neural_r2"] if record.refused else ["neural_r2", *objectives]
+    if record.state == "PRUNED" and not record.refused:
+        names.append(ALIGNMENT)
     values = ", ".join(f"{name} {_with_error(result.metrics, name)}" for name in names if name in result.metrics)
     reused = sorted({stage["kind"] for stage in result.stages if stage["reused"]})
-    gate = "ended by the gate, " if record.state == "PRUNED" else ""
+    gate = f"{record.ended}, " if record.state == "PRUNED" else ""
     tail = f"; reused {', '.join(reused)}" if reused else ""
     return f"trial {record.number}: {gate}{values} | {params_text(record.params)}{took}{tail}"
 

@@ -35,6 +35,18 @@ class GroupInformation:
     skipped: tuple[str, ...]
     """Factors left out because they are constant over these images."""
 
+    def alignment(self) -> float | None:
+        """How far groups 1 and 2 tell of their own attribute and not of the other's, in [−1, 1]; None without both attributes.
+
+        ½ (I_1(pose) − I_1(category) + I_2(category) − I_2(pose)), I(pose) the mean over the rotations that vary. It is what
+        selectivity asks of the edits, asked of the latents: own attribute less leak, over groups 1 and 2.
+        """
+        turned = [row for row, name in enumerate(self.factors) if name in ROTATIONS]
+        if "category" not in self.factors or not turned:
+            return None
+        pose, category = self.informativeness[turned].mean(axis=0), self.informativeness[self.factors.index("category")]
+        return float(pose[0] - category[0] + category[1] - pose[1]) / 2
+
 
 def _gap(informativeness: Array) -> float:
     ordered = np.sort(informativeness, axis=1)

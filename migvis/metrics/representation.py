@@ -27,7 +27,7 @@ def representation_metrics(
     """Metrics of `vae` and, prefixed standard_, of the standard VAE of the same D, on the images of `split`.
 
     neural_r2, neural_rmse; supervised_r2, unsupervised_r2 (ridge from groups 1 and 2, and from the rest);
-    group_mig and mig with their shuffled baselines, where labels exist: V0, whose pose is constant, is left out of them.
+    group_mig, alignment, and mig with their shuffled baselines, where labels exist: V0, whose pose is constant, is left out.
     """
     response = torch.tensor(dataset.subjects[subject].response)
     rows, train = dataset.split[split].copy(), dataset.split["train"].copy()  # read-only arrays make PyTorch warn
@@ -50,7 +50,7 @@ def representation_metrics(
 
 
 def disentanglement_metrics(dataset: Dataset, rows: np.ndarray, latents: np.ndarray, group_count: int, seed: int) -> Metrics:
-    """group_mig, mig and their shuffled baselines of latents [n, D] of stimuli `rows`; empty without labels."""
+    """group_mig, alignment, mig and shuffled baselines of latents [n, D] of stimuli `rows`; empty without labels."""
     stimuli = dataset.stimuli
     category = None if stimuli.category_id is None else stimuli.category_id[rows]
     rotations = None if stimuli.pose is None else stimuli.pose[rows, :3]
@@ -64,6 +64,8 @@ def disentanglement_metrics(dataset: Dataset, rows: np.ndarray, latents: np.ndar
     metrics = {"group_mig": groups.value, "group_mig_shuffled": groups.shuffled}
     for factor, values in zip(groups.factors, groups.informativeness, strict=True):
         metrics |= {f"information/{factor}/group{g}": float(value) for g, value in enumerate(values, start=1)}
+    if (alignment := groups.alignment()) is not None:
+        metrics["alignment"] = alignment
     columns = [] if category is None else [category[posed, None].astype(float)]
     if rotations is not None:
         columns.append(rotations[posed])

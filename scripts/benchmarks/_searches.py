@@ -68,7 +68,7 @@ def charged(history: Sequence[Ended], table: FactorialTable, kept: Callable[[str
     built: set[StageName] = set()
     now, result = 0.0, []
     for trial in history:
-        for stage in trial.row.stages:
+        for stage in trial.stages:
             if stage[0] in STUDY_KINDS or stage in built:
                 continue
             now += table.seconds[stage]

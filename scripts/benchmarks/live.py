@@ -110,7 +110,8 @@ class Searches:
         total, seconds = 0.0, 0.0
         while (proposal := ledger.propose()) is not None:
             began = time.perf_counter()
-            result = run_trial(context, apply(self.config.configuration, proposal.params), proposal.params, proposal.number)
+            configuration = apply(self.config.configuration, proposal.params)
+            result = run_trial(context, configuration, proposal.params, proposal.number, proposal.vae_only)
             seconds += time.perf_counter() - began
             ledger.finish(proposal.number, result)
             values = None if result.pruned else clipped(result.metrics, OBJECTIVES)

@@ -22,7 +22,7 @@ from benchmarks._frame import Options, Result, Row
 from benchmarks._material import factorials
 from benchmarks._searches import SEEDS, first_at, median_bounds, reach, search
 from tune.factorial import FactorialTable
-from tune.reuse_sampler import LEVELS
+from tune.levels import LEVELS
 from tune.simulator import Ended, simulate
 
 TRIALS = (50, 12, 25, 100)

@@ -115,3 +115,19 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             group_mig(latents, seed=0, **keywords)
+
+
+def test_alignment_of_a_perfect_a_swapped_a_useless_and_an_unlabelled_code():
+    latents, category, rotations = code(3)
+    perfect = group_mig(latents, 4, category, rotations, seed=0)
+    pose, kind = perfect.informativeness[1:].mean(0), perfect.informativeness[0]
+    assert perfect.alignment() == pytest.approx((pose[0] - kind[0] + kind[1] - pose[1]) / 2)
+    assert perfect.alignment() > 0.6
+    swapped = latents.reshape(N, 4, 3)[:, [1, 0, 2, 3]].reshape(N, -1)
+    assert group_mig(swapped, 4, category, rotations, seed=0).alignment() < -0.6
+    both = np.concatenate([latents[:, :6], latents[:, :6]], axis=1)
+    assert abs(group_mig(both, 2, category, rotations, seed=0).alignment()) < 0.02, "each group tells of both"
+    noise = np.random.default_rng(2).standard_normal((N, 12))
+    assert abs(group_mig(noise, 4, category, rotations, seed=0).alignment()) < 0.02
+    assert group_mig(latents, 4, category, seed=0).alignment() is None
+    assert group_mig(latents, 4, rotations=rotations, seed=0).alignment() is None

@@ -36,7 +36,7 @@ def prepare(context):
     context.reporter("prepare").line("denoiser: fitted")
     return Prepared([{"kind": "denoiser", "key": "d", "seconds": 2.0, "reused": False}], {"models": weights})
 
-def run_trial(context, configuration, params, number):
+def run_trial(context, configuration, params, number, vae_only=False):
     with open(context.folder / "calls.txt", "a") as handle:
         handle.write(json.dumps([number, params]) + "\\n")
     time.sleep(float(os.environ.get("TRIAL_SECONDS", "0")))

@@ -51,7 +51,7 @@ def meet(*, shard, progress):
     torch.distributed.all_reduce(seen)
     return int(seen)
 
-def placed_trial(context, configuration, params, number):
+def placed_trial(context, configuration, params, number, vae_only):
     \"\"\"A trial that says on which node it is, and goes on only once as many run as are to run at a time; then it fits.\"\"\"
     folder, search = context.trial_folder(number), context.config.search
     write_node(folder / "node")
@@ -61,7 +61,7 @@ def placed_trial(context, configuration, params, number):
         met = fit_with_ray_train(meet, {}, workers=context.workers, folder=folder, run_name=f"fit of trial {number}",
                                  threads_per_worker=search.threads_per_trial)
         (folder / "workers").write_text(str(met))
-    return run_trial(context, configuration, params, number)
+    return run_trial(context, configuration, params, number, vae_only)
 
 placed = replace(hooks, prepare=placed_prepare, run_trial=placed_trial, finish=placed_finish)
 """

@@ -93,7 +93,8 @@ def test_kill_9_of_the_driver_then_resume(storage, driver_script, science, tmp_p
     expected = []
     while (proposal := ledger.propose()) is not None:
         expected.append((proposal.number, proposal.params))
-        result = science.run_trial(CallsElsewhere(tmp_path), config.configuration, proposal.params, proposal.number)
+        elsewhere = CallsElsewhere(tmp_path)
+        result = science.run_trial(elsewhere, config.configuration, proposal.params, proposal.number, proposal.vae_only)
         ledger.finish(proposal.number, result)
     assert completed_params(storage, "k") == expected
 

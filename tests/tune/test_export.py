@@ -140,7 +140,7 @@ def test_a_trial_is_exported_from_either_source(study: Path, tmp_path: Path, sou
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["s", "--trial", "2"], "--trial 2: was ended by the neural_r2 gate"),
+        (["s", "--trial", "2"], "--trial 2: ended after its VAE"),
         (["s", "--trial", "9"], "--trial 9: not a finished trial of s; it has 0, 1"),
         (["s", "--best", "beauty"], "beauty: no finished trial has that metric"),
         (["nothing"], "nothing"),

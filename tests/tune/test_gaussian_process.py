@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from tune.gaussian_process import SPREAD, Hyperparameters, Places, fit_hyperparameters, negative_log_posterior, predict
+from tune.gaussian_process import SPREAD, Hyperparameters, Places, Prior, fit_hyperparameters, negative_log_posterior, predict
 
 PARAMETERS = Hyperparameters(np.array([-0.5, 0.7]), np.array([-1.0, -2.0]))
 STAGES = np.array([[0], [0], [1], [1], [2], [2], [2], [3], [0]])
@@ -52,10 +52,42 @@ def test_predictions_are_the_textbook_formula() -> None:
     standard = (values - values.mean()) / scale
     mean = values.mean() + scale * cross.T @ inverse @ standard
     variance = 2 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)
-    predicted, sd, chance = predict(places, values, PARAMETERS, at)
+    predicted, sd, chance, _ = predict(places, values, PARAMETERS, at)
     np.testing.assert_allclose(predicted, mean, rtol=1e-8)
     np.testing.assert_allclose(sd, scale * np.sqrt(variance), rtol=1e-8)
     assert chance == pytest.approx(scale * math.exp(-1.0))
+
+
+def test_a_line_in_what_was_told_is_one_more_term_of_the_covariance() -> None:
+    """value = slope · told + rest, slope ~ N(0.6, 0.3²): the rest is as before, the line adds 0.3² (told − c)(told′ − c)."""
+    places, values = material()
+    generator, prior = np.random.default_rng(1), Prior(spread=0.1, slope=0.6, slope_sd=0.3)
+    told, told_at = generator.random(9), generator.random(5)
+    at = Places(generator.random((5, 2)), np.array([[0], [1], [2], [7], [8]]), told_at)
+    values = values + 0.9 * told
+    rest, own = values - 0.6 * told, math.exp(-2.0)
+    scale = math.sqrt((((rest - rest.mean()) ** 2).sum() + 0.1**2) / 10)
+    line, line_at = (0.3 * (one - told.mean()) / scale for one in (told, told_at))
+    inverse = np.linalg.inv(naive_covariance(places, places, PARAMETERS) + np.outer(line, line) + (own + 1e-6) * np.eye(9))
+    cross = naive_covariance(places, at, PARAMETERS) + np.outer(line, line_at)
+    mean = 0.6 * told_at + rest.mean() + cross.T @ inverse @ (rest - rest.mean())
+    variance = 2 + math.exp(-1.0) + own + line_at**2 - np.einsum("nc,nm,mc->c", cross, inverse, cross)
+    found = predict(Places(places.inputs, places.stages, told), values, PARAMETERS, at, prior=prior)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-8)
+    np.testing.assert_allclose(found.sd, scale * np.sqrt(variance), rtol=1e-8)
+    nudged = Places(at.inputs, at.stages, told_at + 1e-3)
+    moved = predict(Places(places.inputs, places.stages, told), values, PARAMETERS, nudged, prior=prior).mean
+    np.testing.assert_allclose((moved - found.mean) / 1e-3, found.slope, rtol=1e-6)
+
+
+def test_the_slope_is_learnt() -> None:
+    generator, prior = np.random.default_rng(0), Prior(spread=0.1, slope=0.6, slope_sd=0.3)
+    inputs, told = generator.random((60, 2)), generator.random(60)
+    for slope in (0.2, 1.0):
+        places = Places(inputs, np.zeros((60, 0), dtype=np.int64), told)
+        values = slope * told + 0.01 * generator.standard_normal(60)
+        found = predict(places, values, fit_hyperparameters(places, values, prior), places, prior=prior)
+        assert found.slope == pytest.approx(slope, abs=0.1)
 
 
 def test_two_values_that_are_alike_say_little_of_all_others() -> None:
@@ -63,11 +95,11 @@ def test_two_values_that_are_alike_say_little_of_all_others() -> None:
     places = Places(np.array([[0.5, 0.5], [0.6, 0.5]]), np.array([[0], [1]]))
     elsewhere = Places(np.array([[0.5, 0.0]]), np.array([[2]]))
     parameters = Hyperparameters(np.log([0.3, 0.3]), np.array([-2.0, -2.0]))
-    _, few, _ = predict(places, np.array([0.464, 0.460]), parameters, elsewhere)
+    _, few, *_ = predict(places, np.array([0.464, 0.460]), parameters, elsewhere)
     assert 0.05 < float(few[0]) < 0.3
     generator = np.random.default_rng(3)
     many = Places(generator.random((60, 2)), np.arange(60)[:, None])
-    _, known, _ = predict(many, 0.46 + 0.002 * generator.standard_normal(60), parameters, elsewhere)
+    _, known, *_ = predict(many, 0.46 + 0.002 * generator.standard_normal(60), parameters, elsewhere)
     assert float(known[0]) < 0.04, "but sixty do"
 
 
@@ -90,8 +122,10 @@ def test_the_gradient_is_that_of_the_posterior() -> None:
     places, values = material()
     standard = (values - values.mean()) / values.std()
 
+    line = np.random.default_rng(2).standard_normal(len(places))
+
     def at(point: np.ndarray) -> tuple[float, np.ndarray]:
-        return negative_log_posterior(places, standard, Hyperparameters(point[:2], point[2:]))
+        return negative_log_posterior(places, standard, Hyperparameters(point[:2], point[2:]), line)
 
     point = np.array([-0.5, 0.7, -1.0, -2.0])
     steps = 1e-5 * np.eye(4)
@@ -104,7 +138,7 @@ def test_an_input_that_does_not_matter_gets_a_long_scale() -> None:
     fitted = fit_hyperparameters(without_stages(inputs), np.sin(7 * inputs[:, 1]))
     assert fitted.length[1] < min(fitted.length[0], fitted.length[2]) - 1
     at = np.random.default_rng(3).random((30, 3))
-    mean, sd, _ = predict(without_stages(inputs), np.sin(7 * inputs[:, 1]), fitted, without_stages(at))
+    mean, sd, *_ = predict(without_stages(inputs), np.sin(7 * inputs[:, 1]), fitted, without_stages(at))
     assert np.abs(mean - np.sin(7 * at[:, 1])).max() < 0.4
     assert sd.max() < 0.6
 
@@ -115,7 +149,7 @@ def test_the_mean_is_not_that_of_the_stage_that_was_tried_most() -> None:
     places = Places(inputs, np.array([[0]] * 12 + [[1]]))
     values = np.array([1.0] * 12 + [0.0]) + 0.01 * generator.standard_normal(13)
     far = Places(np.array([[0.95, 0.5]]), np.array([[2]]))
-    mean, _, _ = predict(places, values, Hyperparameters(np.array([-1.5, -1.5]), np.array([-1.0, -2.0])), far)
+    mean, *_ = predict(places, values, Hyperparameters(np.array([-1.5, -1.5]), np.array([-1.0, -2.0])), far)
     assert values.mean() > 0.9
     assert 0.4 < mean[0] < 0.7
 
@@ -125,7 +159,7 @@ def test_a_neighbour_of_the_good_is_expected_to_be_better_than_a_stranger() -> N
     places = Places(np.array([[0.2, 0.2, 0.5], [0.2, 0.2, 0.6], [0.8, 0.9, 0.5]]), np.array([[0], [0], [1]]))
     values = np.array([0.3, 0.28, 0.0])
     at = Places(np.array([[0.3, 0.2, 0.5], [0.8, 0.2, 0.5]]), np.array([[2], [3]]))
-    mean, sd, _ = predict(places, values, fit_hyperparameters(places, values), at)
+    mean, sd, *_ = predict(places, values, fit_hyperparameters(places, values), at)
     assert mean[0] > mean[1] + 0.03
     assert sd[0] < sd[1]
 
@@ -145,6 +179,6 @@ def test_luck_is_told_apart_into_that_of_a_stage_and_that_of_a_trial() -> None:
 def test_one_value_and_equal_values_are_no_error() -> None:
     for inputs, values in ((np.array([[0.2, 0.4]]), np.array([0.7])), (np.random.default_rng(0).random((5, 2)), np.full(5, 0.3))):
         places = without_stages(inputs)
-        mean, sd, _ = predict(places, values, fit_hyperparameters(places, values), places)
+        mean, sd, *_ = predict(places, values, fit_hyperparameters(places, values), places)
         np.testing.assert_allclose(mean, values)
         assert np.isfinite(sd).all()

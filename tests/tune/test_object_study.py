@@ -45,7 +45,7 @@ def prepare(context):
     context.reporter("prepare").line(f"prepared in {path}")
     return Prepared(runner.records(), {"denoiser": path})
 
-def run_trial(context, configuration, params, number):
+def run_trial(context, configuration, params, number, vae_only=False):
     assert context.data_path.read_bytes() == b"recordings"
     runner = Runner(context, f"trial {number}", f"trial-{number:03d}")
     path = runner(stage("vae", 10 + number, inputs={"denoiser": stage("denoiser", 1)})).path

@@ -6,9 +6,11 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from tune.expectations import Expectations, Expected, milestone
 from tune.factorial import FactorialTable, Row
-from tune.finished_trials import MEMORY, OBSERVED, Finished, finished_trial
-from tune.reuse_sampler import Expected, ReuseSampler, milestone, prefix
+from tune.finished_trials import ALIGNMENT, MEMORY, OBSERVED, VAE_ONLY, Finished, finished_trial
+from tune.levels import prefix
+from tune.reuse_sampler import ReuseSampler
 from tune.selection import OBJECTIVES
 from tune.simulator import Ended, distributions, simulate
 
@@ -37,6 +39,7 @@ def table(vae_seconds: float = 5.0, edit_seconds: float = 5.0) -> FactorialTable
             "group_mig": 0.5 - 0.05 * abs(groups - 4) - 0.05 * abs(np.log10(beta) + 4),
             "selectivity": 0.3 - 0.2 * step + 0.001 * scale,
             "realism": 0.9 - 0.002 * scale + 0.0005 * batch,
+            "alignment": 0.7,
         }
         cost = {"vae": vae_seconds, "critic": 3.0, "synthesis": edit_seconds}
         seconds |= {stage: cost[stage[0]] for stage in stages}
@@ -49,18 +52,20 @@ def search(of: FactorialTable, count: int, seed: int = 0) -> list[Ended]:
 
 
 def test_nothing_is_tried_twice_nor_a_vae_that_the_gate_refused() -> None:
-    trials = search(table(), 108)
-    passed = [trial.row for trial in trials if not trial.row.pruned]
+    trials = search(table(), 119)
+    passed = [trial.row for trial in trials if not trial.row.pruned and not trial.vae_only]
     assert len({prefix(row.params, 2) for row in passed}) == len(passed)
+    looked_at = [prefix(trial.row.params, 0) for trial in trials if trial.vae_only]
+    assert len(looked_at) == len(set(looked_at)) <= 11, "each VAE but the first trial's is looked at once"
     refused = [prefix(trial.row.params, 0) for trial in trials if trial.row.pruned]
     assert len(refused) == len(set(refused)) <= 3
-    assert len(passed) >= 105, "every one of the configurations that pass is tried in the end"
+    assert len(passed) == 108, "every one of the configurations that pass is tried in the end"
 
 
 def test_the_best_is_found_with_few_trials() -> None:
     """4 of the 108 configurations are the best; random search tries 27 until it has one."""
     for seed in range(6):
-        trials = search(table(), 16, seed)
+        trials = [trial for trial in search(table(), 14, seed) if not trial.vae_only]
         best = {"pc_weight": 1e-4, "group_count": 4, "edit_step": 0.6}
         assert any(best.items() <= trial.row.params.items() for trial in trials), [trial.row.params for trial in trials]
 
@@ -128,30 +133,92 @@ def test_what_a_vae_told_is_known_however_long_ago() -> None:
     finish(study, first, 0.5)
     for number in range(MEMORY + 20):
         finish(study, study.ask(SPACE), 0.1 + number / 1000)
-    sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0)
-    finished = [finished_trial(one, OBJECTIVES) for one in study.trials]
+    ended = [finished_trial(one, OBJECTIVES) for one in study.trials]
     candidate = {**first.params, "edit_step": 0.5, "guidance_scale": 3.0}
-    expected, passes = sampler._predictions(finished, [], [candidate])
+    expected, passes = Expectations(SPACE, OBJECTIVES).of(ended, [], [candidate])
     assert passes[0] == 1
     assert (expected.mean[0, 0], expected.sd[0, 0]) == (first.params["group_rank"] / 8, 0)
     assert expected.sd[0, 2] > 0
 
 
+BASE = {"pc_weight": 1e-4, "group_count": 4, "group_rank": 4, "infonce_batch": 32, "edit_step": 0.6, "guidance_scale": 5.0}
+
+
+def finished(
+    values: tuple[float, float, float] | None, constraint: float = -0.02, alignment: float | None = None, **changed: float
+) -> Finished:
+    """A trial of BASE with other hyperparameters; without values it ended after its VAE, which tells its group_mig 0.5."""
+    told = {"group_mig": 0.5} if values is None else dict(zip(OBJECTIVES, values, strict=True))
+    if alignment is not None:
+        told[ALIGNMENT] = alignment
+    return Finished({**BASE, **changed}, values, constraint, {0: 5.0, 1: 4.0, 2: 5.0}, told)
+
+
+def test_a_vae_that_was_looked_at_is_known_and_tells_of_its_edits() -> None:
+    """Two VAEs unlike any that was edited: one is aligned, the other is not, nobody has looked at the third."""
+    edited = [finished((0.5, 0.15, 0.8), alignment=0.7), finished((0.5, -0.1, 0.8), alignment=0.3, group_count=3)]
+    aligned, not_aligned, unseen = ({**BASE, "group_rank": rank} for rank in (8, 1, 6))
+    seen = [finished(None, alignment=0.75, group_rank=8), finished(None, alignment=0.2, group_rank=1)]
+    expected, passes = Expectations(SPACE, OBJECTIVES).of([*edited, *seen], [], [aligned, not_aligned, unseen])
+    assert expected.mean[:2, 0].tolist() == [0.5, 0.5]
+    assert expected.sd[:2, 0].tolist() == [0, 0]
+    assert (passes[:2] == 1).all()
+    assert expected.mean[0, 1] > expected.mean[1, 1] + 0.2
+    assert expected.by_vae[:2].tolist() == [[0, 0, 0], [0, 0, 0]], "there is nothing more to see"
+    assert (expected.by_vae[2] > 0).tolist() == [True, True, False], "a VAE tells nothing of realism"
+    assert (expected.by_vae <= expected.sd).all()
+    without, _ = Expectations(SPACE, OBJECTIVES).of([*edited, finished((0.5, 0.1, 0.7))], [], [aligned, not_aligned])
+    assert abs(without.mean[0, 1] - without.mean[1, 1]) < 0.1, "nothing is told where it was not measured"
+
+
+def test_what_was_looked_at_is_neither_tried_nor_refused() -> None:
+    sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0)
+    study = optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
+    whole = study.ask(SPACE)
+    finish(study, whole, 0.5)
+    looked = study.ask(SPACE)
+    looked.set_user_attr(VAE_ONLY, True)
+    trials = study.get_trials(deepcopy=False)
+    assert not sampler.ends_after_vae(trials, whole.params)
+    assert not sampler.ends_after_vae(trials, {**looked.params, "edit_step": 0.5}), "it is being fitted"
+    assert sampler.ends_after_vae(trials, {**looked.params, "pc_weight": 2e-5})
+    assert not ReuseSampler(SPACE, ["realism"], seed=0).ends_after_vae(trials, {**looked.params, "pc_weight": 2e-5})
+    ended = [finished_trial(trials[0], OBJECTIVES), Finished(looked.params, None, -0.01, {0: 5.0}, {"group_mig": 0.5})]
+    candidates = sampler._candidates(ended, [], [], np.random.default_rng(0))
+    of_vae = [params for params in candidates if prefix(params, 0) == prefix(looked.params, 0)]
+    assert len(of_vae) > 40
+    vae, critic, _ = sampler._expectations.seconds(ended, [], of_vae)
+    assert (vae == 0).all()
+    assert (critic > 0).all(), "no critic was fitted"
+    refused = [ended[0], Finished(looked.params, None, 0.01, {0: 5.0}, {"group_mig": 0.5})]
+    candidates = sampler._candidates(refused, [], [], np.random.default_rng(0))
+    assert all(prefix(params, 0) != prefix(looked.params, 0) for params in candidates)
+
+
+def test_a_vae_is_looked_at_where_it_may_turn_out_either_way() -> None:
+    """Its trials cost more than they are expected to gain, so they are made only if it turns out well."""
+    front, generator = np.array([[0.5, 0.5]]), np.random.default_rng(0)
+    certain = Expected(np.array([[0.55, 0.55]]), np.full((1, 2), 0.02), np.zeros((1, 2)), np.full(2, 0.02))
+    uncertain = Expected(np.array([[0.55, 0.55]]), np.full((1, 2), 0.2), np.full((1, 2), 0.19), np.full(2, 0.02))
+    worth = np.array([0.1])
+    assert ReuseSampler._seen(certain, front, np.zeros(1), worth, generator)[0] == 0
+    assert ReuseSampler._seen(uncertain, front, np.zeros(1), worth, generator)[0] > 0.01
+    assert ReuseSampler._seen(uncertain, front, np.zeros(1), np.ones(1), generator)[0] == 0
+
+
 def test_the_gate_is_expected_to_pass_what_is_like_what_it_passed() -> None:
     """Constraints differ by hundredths. By the spread of objectives it would be an even chance for all of these."""
-    sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0)
-    base = {"pc_weight": 1e-4, "group_count": 4, "group_rank": 4, "infonce_batch": 32, "edit_step": 0.6, "guidance_scale": 5.0}
+    expectations = Expectations(SPACE, OBJECTIVES)
 
     def trial(constraint: float, **changed: float) -> Finished:
-        values = None if constraint > 0 else (0.5, 0.2, 0.8)
-        return Finished({**base, **changed}, values, constraint, {0: 5.0, 1: 4.0, 2: 5.0})
+        return finished(None if constraint > 0 else (0.5, 0.2, 0.8), constraint, **changed)
 
     passed = [trial(-0.02), trial(-0.025, group_count=3), trial(-0.018, group_rank=5)]
-    like, unlike = {**base, "group_rank": 3}, {**base, "pc_weight": 0.07}
-    _, passes = sampler._predictions(passed, [], [like, unlike])
+    like, unlike = {**BASE, "group_rank": 3}, {**BASE, "pc_weight": 0.07}
+    _, passes = expectations.of(passed, [], [like, unlike])
     assert passes[0] > 0.85
     assert passes[1] > 0.7, "nothing speaks against it yet"
-    _, passes = sampler._predictions([*passed, trial(0.02, pc_weight=0.08)], [], [like, unlike])
+    _, passes = expectations.of([*passed, trial(0.02, pc_weight=0.08)], [], [like, unlike])
     assert passes[0] > 0.85
     assert passes[1] < 0.4
 
@@ -159,9 +226,9 @@ def test_the_gate_is_expected_to_pass_what_is_like_what_it_passed() -> None:
 def test_a_later_trial_gains_only_what_the_first_did_not() -> None:
     """What is decided by the VAE alone is gained once; a trial's own luck may be better the second time."""
     front, generator = np.array([[0.5, 0.5]]), np.random.default_rng(0)
-    by_vae = Expected(np.array([[0.6, 0.5]]), np.array([[0.1, 0.0]]), np.array([0.0, 0.0]))
+    by_vae = Expected(np.array([[0.6, 0.5]]), np.array([[0.1, 0.0]]), np.zeros((1, 2)), np.array([0.0, 0.0]))
     assert ReuseSampler._later(by_vae, front, np.zeros(1), generator)[0] == 0
-    by_luck = Expected(np.array([[0.6, 0.5]]), np.array([[0.1, 0.1]]), np.array([0.0, 0.1]))
+    by_luck = Expected(np.array([[0.6, 0.5]]), np.array([[0.1, 0.1]]), np.zeros((1, 2)), np.array([0.0, 0.1]))
     assert ReuseSampler._later(by_luck, front, np.zeros(1), generator)[0] > 1e-3
     assert ReuseSampler._later(by_luck, front, np.ones(1), generator)[0] == 0
 
@@ -169,8 +236,8 @@ def test_a_later_trial_gains_only_what_the_first_did_not() -> None:
 def test_trials_under_way_are_not_proposed_again() -> None:
     of = table()
     sampler = ReuseSampler(distributions(of), OBJECTIVES, seed=0)
-    rows = [trial.row for trial in islice(simulate(of, sampler.at, machines=6), 30)]
-    passed = [prefix(row.params, 2) for row in rows if not row.pruned]
+    trials = islice(simulate(of, sampler.at, machines=6), 30)
+    passed = [prefix(trial.row.params, 2) for trial in trials if not trial.row.pruned and not trial.vae_only]
     assert len(set(passed)) >= len(passed) - 5, "only those that start before anything is known may meet"
 
 

@@ -169,7 +169,7 @@ def test_nothing_is_pruned_while_a_driver_or_a_trial_lives(tmp_path, science, mo
     assert "enough" in fails(capsys, tmp_path, science, "--study", "c")
     hooks = replace(science, run_trial=lambda context, *others: try_to_prune(context.storage))
     with pytest.raises(InputError, match="enough"):
-        trainable(study_context(tmp_path), hooks)({"number": 0, "params": {}})
+        trainable(study_context(tmp_path), hooks)({"number": 0, "params": {}, "vae_only": False})
     with alone(StageStore(tmp_path / "stages")):
         pass
 

@@ -219,6 +219,34 @@ def test_failure_does_not_move_later_proposals(undisturbed, tmp_path) -> None:
     assert [proposal.params for proposal in run(ledger)] == [proposal.params for proposal in undisturbed[3:]]
 
 
+def test_a_new_vae_is_looked_at_first_and_stays_so_when_its_trial_is_run_again(tmp_path) -> None:
+    ledger = open_ledger(tmp_path, trials=30)
+    vaes: list[tuple] = []
+    for number in range(12):
+        proposal = ledger.propose()
+        vae = tuple(proposal.params[name] for name in ("pc_weight", "group_count", "group_rank"))
+        assert proposal.vae_only == (number > 0 and vae not in vaes)
+        vaes.append(vae)
+        if proposal.vae_only:
+            ledger.fail(number, "diverged")
+            again = ledger.propose()
+            assert (again.number, again.params, again.vae_only) == (number, proposal.params, True)
+            ledger = open_ledger(tmp_path, trials=30)  # killed, and resumed
+            proposal = ledger.propose()
+            assert (proposal.number, proposal.vae_only) == (number, True)
+        result = result_of(proposal.params)
+        if proposal.vae_only:
+            told = {"neural_r2": 0.9, "group_mig": 1 / proposal.params["group_rank"]}
+            result = TrialResult(told, constraint=result.constraint, pruned=True)
+        state = ledger.finish(number, result)
+        assert state == ("PRUNED" if result.pruned else "COMPLETE")
+        expected = {"COMPLETE": "complete", "PRUNED": "ended by the gate" if result.constraint > 0 else "VAE only"}[state]
+        assert ledger.record(number).ended == expected
+    states = [ledger.record(number).ended for number in range(12)]
+    assert states.count("VAE only") >= 1
+    assert states.count("complete") >= 4
+
+
 def test_result_survives_the_database(tmp_path) -> None:
     result = TrialResult(
         {"group_mig": 0.1, "selectivity": -0.4, "realism": 0.3, "extra": math.inf},

@@ -27,8 +27,16 @@ def test_a_finished_trial_is_told_with_its_standard_errors_and_what_it_reused() 
 
 
 def test_a_trial_that_the_gate_ended_has_no_objectives() -> None:
-    line = trial_line(record("PRUNED", TrialResult({"neural_r2": 0.8, "group_mig": 0.3}, pruned=True)), OBJECTIVES)
+    result = TrialResult({"neural_r2": 0.8, "group_mig": 0.3}, constraint=0.02, pruned=True)
+    line = trial_line(record("PRUNED", result, constraint=0.02), OBJECTIVES)
     assert line == "trial 3: ended by the gate, neural_r2 0.800 | pc_weight 5e-05, infonce_batch 64 (6 s)"
+
+
+def test_a_trial_of_a_vae_alone_tells_what_it_tells() -> None:
+    result = TrialResult({"neural_r2": 0.94, "group_mig": 0.3, "alignment": 0.72}, constraint=-0.02, pruned=True)
+    assert trial_line(record("PRUNED", result, constraint=-0.02), OBJECTIVES) == (
+        "trial 3: VAE only, neural_r2 0.940, group_mig 0.300, alignment 0.720 | pc_weight 5e-05, infonce_batch 64 (6 s)"
+    )
 
 
 def test_a_failed_trial_is_told_with_its_error_and_whether_it_is_tried_again() -> None:
