@@ -24,7 +24,7 @@ class Finished:
     """The trials of a study that can be exported, those that ended after their VAE, and which one the study selected."""
 
     candidates: list[Candidate]
-    vae_only: list[int]
+    without_critic: list[int]
     selected: int | None
 
 
@@ -51,7 +51,7 @@ def choose(study: str, trials: Finished, number: int | None, metric: str | None)
     wanted = trials.selected if number is None else number
     if wanted is None:
         raise InputError(f"study {study}: has not selected a trial yet; give --trial N or --best METRIC")
-    if wanted in trials.vae_only:
+    if wanted in trials.without_critic:
         raise InputError(f"--trial {wanted}: ended after its VAE, so it has no critic to export")
     if wanted not in known:
         listed = ", ".join(map(str, sorted(known))) or "none"
@@ -78,8 +78,8 @@ def from_storage(storage: Path, study: str, number: int | None, metric: str | No
         for row in rows.values()
         if row["state"] == FINISHED
     ]
-    vae_only = [row["number"] for row in rows.values() if row["state"] == "PRUNED"]
-    trial, rule = choose(study, Finished(candidates, vae_only, selected), number, metric)
+    without_critic = [row["number"] for row in rows.values() if row["state"] == "PRUNED"]
+    trial, rule = choose(study, Finished(candidates, without_critic, selected), number, metric)
     path = folder / "trials" / f"{trial.number:03d}" / "result.json"
     try:
         result = TrialResult.from_json(json.loads(path.read_text(encoding="utf-8"))["result"])
@@ -171,8 +171,9 @@ def from_tracking(uri: str, study: str, number: int | None, metric: str | None, 
             if states[trial] == FINISHED
         ]
         selected = parent.data.tags.get("migvis.selected_trial")
-        vae_only = [trial for trial, state in states.items() if state == "PRUNED"]
-        trial, rule = choose(study, Finished(candidates, vae_only, None if selected is None else int(selected)), number, metric)
+        without_critic = [trial for trial, state in states.items() if state == "PRUNED"]
+        finished = Finished(candidates, without_critic, None if selected is None else int(selected))
+        trial, rule = choose(study, finished, number, metric)
         run = children[trial.number]
         models, denoiser = download(run, "models"), download(parent, "denoiser")
         pictures = download(run, "pictures") if client.list_artifacts(run.info.run_id, "pictures") else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,8 @@ def observed(metrics: Mapping[str, float], objectives: Sequence[str], stages: It
         if kind in LEVEL_OF_KIND:
             level = str(LEVEL_OF_KIND[kind])
             seconds[level] = seconds.get(level, 0.0) + cost
-    return {"values": {name: metrics[name] for name in (*objectives, ALIGNMENT) if name in metrics}, "seconds": seconds}
+    values = {name: metrics[name] for name in (*objectives, ALIGNMENT) if math.isfinite(metrics.get(name, math.nan))}
+    return {"values": values, "seconds": seconds}
 
 
 def finished_trial(trial: FrozenTrial, objectives: Sequence[str]) -> Finished:

@@ -84,12 +84,13 @@ _PRIOR = Prior()
 
 class Prediction(NamedTuple):
     """Mean and standard deviation [c] of what would be measured; own: the part of the latter that no other trial tells of, a
-    trial's own chance; slope: of the line in what was told."""
+    trial's own chance; slope, slope_sd: of the line in what was told."""
 
     mean: Values
     sd: Values
     own: float
     slope: float
+    slope_sd: float
 
 
 def _distance(first: Places, second: Places, length: Values) -> Values:
@@ -186,8 +187,10 @@ def predict(
     sd = np.sqrt(np.maximum(_MEAN_VARIANCE + 1 + variance.sum() + line_at**2 - explained, 0.0))
     weights = cho_solve((factor, True), (rest - standard.middle) / standard.scale)
     mean = cross.T @ weights * standard.scale + standard.middle + prior.slope * _told(at)
+    own = float(np.sqrt(variance[-1]) * standard.scale)
     slope = prior.slope + prior.slope_sd * float(line @ weights)
-    return Prediction(np.asarray(mean), np.asarray(sd * standard.scale), float(np.sqrt(variance[-1]) * standard.scale), slope)
+    left = 1.0 - float((solve_triangular(factor, line, lower=True) ** 2).sum())
+    return Prediction(np.asarray(mean), np.asarray(sd * standard.scale), own, slope, prior.slope_sd * math.sqrt(max(left, 0.0)))
 
 
 def _told(places: Places) -> Values:

@@ -25,10 +25,9 @@ from tune.samplers import ends_after_vae, sampler_by_number
 from tune.selection import Candidate, clipped
 from tune.space import SearchSpace
 from tune.study_config import SamplerName
+from tune.trial_record import CONSTRAINT, FINISHED, TrialRecord, record_of
 from tune.trial_result import TrialResult
 
-CONSTRAINT = "neural_r2"
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _LOST_AT_MOST = 20
 """How often, in one session, a trial may be lost without having failed: a bound for hosts on which no trial can start."""
 
@@ -41,46 +40,6 @@ class Proposal:
     params: dict[str, Any]
     attempt: int
     vae_only: bool = False
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """The latest attempt of a proposal. state: "COMPLETE", "PRUNED", "FAIL", "RUNNING" or "WAITING".
-
-    result_json: the result of a finished trial, as the database has it: most of what reads records never needs it parsed.
-    error: how this attempt, or the one before it, failed.
-    """
-
-    number: int
-    state: str
-    params: dict[str, Any]
-    result_json: str | None
-    constraint: float | None
-    attempt: int
-    error: str | None
-    seconds: float | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is a result."""
-        return self.result_json is not None
-
-    @property
-    def refused(self) -> bool:
-        """Whether the gate ended it."""
-        return self.state == TrialState.PRUNED.name and self.constraint is not None and self.constraint > 0
-
-    @property
-    def ended(self) -> str:
-        """How a finished trial ended, in words."""
-        if self.state == TrialState.COMPLETE.name:
-            return "complete"
-        return "ended by the gate" if self.refused else "VAE only"
-
-    def result(self) -> TrialResult:
-        """The result of a finished trial, parsed at every call, so that none of those of a long study stays in memory."""
-        assert self.result_json is not None
-        return TrialResult.from_json(self.result_json)
 
 
 class Ledger:
@@ -170,7 +129,7 @@ class Ledger:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
 
     def _finished_numbers(self) -> set[int]:
-        return {frozen.user_attrs["number"] for frozen in self.study.get_trials(deepcopy=False, states=_FINISHED)}
+        return {frozen.user_attrs["number"] for frozen in self.study.get_trials(deepcopy=False, states=FINISHED)}
 
     def _waiting_numbers(self) -> set[int]:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -216,7 +175,7 @@ class Ledger:
         params = self._suggest(trial)
         attempt = trial.user_attrs.get("attempt", 0)
         trial.set_user_attr("attempt", attempt)
-        if not waiting and number > 0 and ends_after_vae(self.study, trial):
+        if not waiting and ends_after_vae(self.study, trial):
             trial.set_user_attr(VAE_ONLY, True)
         # Last, because a trial with a number is one whose parameters are all stored, or fixed since it was queued.
         trial.set_user_attr("number", number)
@@ -281,24 +240,24 @@ class Ledger:
         latest: dict[int, FrozenTrial] = {}
         for frozen in self.study.get_trials(deepcopy=False):
             number = frozen.user_attrs.get("number")
-            if number is not None and (number not in latest or latest[number].state not in _FINISHED):
+            if number is not None and (number not in latest or latest[number].state not in FINISHED):
                 latest[number] = frozen
         return latest
 
     def records(self) -> list[TrialRecord]:
         """Every proposal once, by number: its finished attempt, or the latest one."""
-        return [_record(number, frozen) for number, frozen in sorted(self._latest().items(), key=lambda item: item[0])]
+        return [record_of(number, frozen) for number, frozen in sorted(self._latest().items(), key=lambda item: item[0])]
 
     def record(self, number: int) -> TrialRecord:
         """One of `records`."""
-        return _record(number, self._latest()[number])
+        return record_of(number, self._latest()[number])
 
     def candidates(self) -> list[Candidate]:
-        """The finished trials, for tune.selection."""
+        """The finished trials, for tune.selection; without those of a VAE alone, which come only after a complete one."""
         return [
             Candidate(record.number, record.params, record.result().metrics, record.constraint)
             for record in self.records()
-            if record.finished
+            if record.finished and not record.vae_only
         ]
 
     def remember(self, key: str, value: Any) -> None:
@@ -310,20 +269,6 @@ class Ledger:
 
     def remembered(self, key: str, default: Any = None) -> Any:
         return self._remembered.get(key, default)
-
-
-def _record(number: int, frozen: FrozenTrial) -> TrialRecord:
-    params = frozen.params or frozen.system_attrs.get("fixed_params", {})
-    return TrialRecord(
-        number=number,
-        state=frozen.state.name,
-        params=dict(params),
-        result_json=frozen.user_attrs.get("result") if frozen.state in _FINISHED else None,
-        constraint=frozen.constraints.get(CONSTRAINT),
-        attempt=frozen.user_attrs.get("attempt", 0),
-        error=frozen.user_attrs.get("error"),
-        seconds=frozen.duration.total_seconds() if frozen.duration else None,
-    )
 
 
 def _difference(before: Any, now: Any) -> str:

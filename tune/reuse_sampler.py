@@ -60,6 +60,8 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         self._axes = {name: Axis(one) for name, one in distributions.items()}
         self._rounded = rounded
         self._expectations = Expectations(distributions, objectives)
+        levels = [LEVEL_OF_OBJECTIVE.get(name, len(LEVELS) - 1) for name in objectives]
+        self._looks = min(levels) == 0 < max(levels)
         self._number: int | None = None
 
     def at(self, number: int) -> ReuseSampler:
@@ -96,14 +98,13 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         return self._best(finished, running, candidates, generator)
 
     def ends_after_vae(self, trials: Sequence[FrozenTrial], params: Params) -> bool:
-        """Whether a proposal is to end after its VAE: none of the trials of the study has it, and it tells objectives.
-
-        The study's first trial never does, which is not proposed.
+        """Whether a proposal is to end after its VAE: none of the other trials of the study has it, and it tells some of the
+        objectives, not all. Before there is a complete trial none does: nothing speaks for one VAE or another.
         """
-        ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        have = {prefix(one.params, 0) for one in trials if one.state in ended and one.params.keys() >= self._distributions.keys()}
-        tells = any(LEVEL_OF_OBJECTIVE.get(name) == 0 for name in self._objectives)
-        return tells and prefix(params, 0) not in have
+        used = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        have = {prefix(one.params, 0) for one in trials if one.state in used and one.params.keys() >= self._distributions.keys()}
+        learns = any(one.state == TrialState.COMPLETE for one in trials)
+        return self._looks and learns and prefix(params, 0) not in have
 
     def _random(self, generator: np.random.Generator, fixed: Params) -> dict[str, Any]:
         """A random configuration with the values in `fixed`."""
@@ -126,47 +127,46 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         built = vae + critic == 0
         rate = float(score[built].max(initial=0.0))
         # What a stage turns out to be can only be told by a new one; of these the most promising are looked into.
-        new = np.flatnonzero(~built)
-        new = new[np.argsort(-score[new], kind="stable")[:_LOOKED_INTO]]
+        vaes, critics = (_first(score, rows) for rows in (vae > 0, ~built & (vae == 0)))
+        new = np.concatenate([vaes, critics])
         later = _LATER * self._later(expected.rows(new), front, rate * edits[new], generator)
         score[new] += passes[new] * later / cost[new]
-        unbuilt = vae > 0
-        if score.max() > 1e-12 and any(LEVEL_OF_OBJECTIVE.get(name) == 0 for name in self._objectives):
-            rate = float(score[~unbuilt].max(initial=0.0))
-            score[unbuilt], looked = 0.0, unbuilt[new]
-            rows = new[looked]
-            seen = self._seen(expected.rows(rows), front, later[looked], rate * (critic + edits)[rows], generator)
-            score[rows] = passes[rows] * seen / np.maximum(vae[rows], 1e-6)
+        if self._looks and score.max() > 1e-12:
+            rate = float(score[vae == 0].max(initial=0.0))
+            seen = self._seen(expected.rows(vaes), front, later[: len(vaes)], rate * (critic + edits)[vaes], generator)
+            score[vae > 0] = 0.0
+            score[vaes] = passes[vaes] * seen / np.maximum(vae[vaes], 1e-6)
         # Where nothing is expected any more, the least known for its cost.
         if score.max() <= 1e-12:
             score = passes * expected.sd.sum(axis=1) / cost
         return candidates[int(score.argmax())]
 
     @staticmethod
-    def _seen(expected: Expected, front: Values, later: Values, worth: Values, generator: np.random.Generator) -> Values:
+    def _seen(expected: Expected, front: Values, later: Values, elsewhere: Values, generator: np.random.Generator) -> Values:
         """Expected gain [c] of the trials with a new VAE over what their seconds are worth elsewhere, if it is seen first.
 
-        They are made only where what is seen of the VAE makes them worth it. later [c]: gain of those after the first.
+        They are made only where what is seen of the VAE makes them worth it. later [c]: gain of those after the first, whatever
+        is seen. elsewhere [c]: what their seconds are worth.
         """
-        rest, total = np.sqrt(np.maximum(expected.sd**2 - expected.by_vae**2, 0.0)), np.zeros(len(worth))
+        rest, total = np.sqrt(np.maximum(expected.sd**2 - expected.by_vae**2, 0.0)), np.zeros(len(elsewhere))
         for draw in generator.standard_normal((_DRAWS, expected.mean.shape[1])):
             gain = expected_improvement(expected.mean + expected.by_vae * draw, rest, front)
-            total += np.maximum(gain + later - worth, 0.0)
+            total += np.maximum(gain + later - elsewhere, 0.0)
         return np.asarray(total / _DRAWS)
 
     @staticmethod
-    def _later(expected: Expected, front: Values, worth: Values, generator: np.random.Generator) -> Values:
+    def _later(expected: Expected, front: Values, elsewhere: Values, generator: np.random.Generator) -> Values:
         """Expected gain [c] of one later trial with the same VAE and critic, over what its seconds are worth elsewhere.
 
         The first trial tells how good the stages turned out; another one is made only where that is worth it. It gains what
         the first one did not, which is taken to have turned out just as its stages did.
         """
         told = np.sqrt(np.maximum(expected.sd**2 - expected.own**2, 0.0))
-        own, total = np.broadcast_to(expected.own, told.shape), np.zeros(len(worth))
+        own, total = np.broadcast_to(expected.own, told.shape), np.zeros(len(elsewhere))
         for draw in generator.standard_normal((_DRAWS, expected.mean.shape[1])):
             centre = expected.mean + told * draw
             gain = expected_improvement(centre, own, front) - expected_improvement(centre, np.zeros_like(told), front)
-            total += np.maximum(gain - worth, 0.0)
+            total += np.maximum(gain - elsewhere, 0.0)
         return np.asarray(total / _DRAWS)
 
     def _candidates(
@@ -174,23 +174,25 @@ class ReuseSampler(optuna.samplers.BaseSampler):
     ) -> list[dict[str, Any]]:
         """Distinct configurations that were not tried: new ones, branches from what exists, neighbours of the best.
 
-        None has a VAE that the gate refused, nor failed before.
+        None has a VAE that the gate refused or that is being looked at, nor failed before.
         """
-        refused = {prefix(one.params, 0) for one in finished if one.refused}
+        closed = {prefix(one.params, 0) for one in finished if one.refused}
+        closed |= {prefix(one.params, 0) for one in running if one.vae_only}
         whole = [one.params for one in finished if one.values is not None] + [one.params for one in running if not one.vae_only]
         begun = [one.params for one in finished] + [one.params for one in running]
-        vaes = [params for params in begun if prefix(params, 0) not in refused]
+        vaes = [params for params in begun if prefix(params, 0) not in closed]
         found = [self._random(generator, {}) for _ in range(_FRESH)]
         for level, tried in enumerate((vaes, whole)):
             stems = list({prefix(params, level): params for params in tried}.values())[-_STEMS:]
             for stem in stems:
                 fixed = {name: stem[name] for names in LEVELS[: level + 1] for name in names}
                 found += [self._random(generator, fixed) for _ in range(max(4, _BRANCHES // len(stems)))]
+        found += [dict(one.params) for one in finished if one.values is None]  # what was looked at, as it was proposed
         best = [one.params for one in sorted(finished, key=lambda one: -worth(one))[:_BEST] if one.values is not None]
         found += [self._neighbour(params, generator) for params in best for _ in range(_NEAR // len(best))]
         last = len(LEVELS) - 1
         known = {prefix(params, last) for params in [*whole, *failed]}
-        distinct = {prefix(params, last): params for params in found if prefix(params, 0) not in refused}
+        distinct = {prefix(params, last): params for params in found if prefix(params, 0) not in closed}
         return [params for name, params in distinct.items() if name not in known]
 
     def _neighbour(self, params: Params, generator: np.random.Generator) -> dict[str, Any]:
@@ -200,3 +202,9 @@ class ReuseSampler(optuna.samplers.BaseSampler):
             if generator.random() < 0.5:
                 values[name] = axis.value(min(max(axis.place(values[name]) + _STEP * generator.normal(), 0.0), 1.0))
         return self._rounded(values)
+
+
+def _first(score: Values, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of the chosen candidates [c] the best _LOOKED_INTO."""
+    rows = np.flatnonzero(chosen)
+    return rows[np.argsort(-score[rows], kind="stable")[:_LOOKED_INTO]]

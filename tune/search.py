@@ -13,7 +13,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from tune.ledger import Ledger, TrialRecord
+from tune.ledger import Ledger
+from tune.trial_record import TrialRecord
 from tune.trial_result import TrialResult
 
 PAYLOAD = "payload"

@@ -80,8 +80,8 @@ def ideal_corner(candidates: Sequence[Candidate], objectives: Sequence[str] = OB
 
     A stimulus returned as it was is perfectly real, so trials whose edits move nothing (own_move below LEAST_MOVE) stand
     back as long as another one's do. Equal distances: the lower trial number. With no feasible point, the trial of the
-    highest neural_r2, of the feasible ones if there are any without edits. The warning says if no trial was feasible, or none
-    moved anything. Raises InputError without any candidate.
+    highest neural_r2. The warning says if no trial was feasible, or none moved anything. Raises InputError without any
+    candidate.
     """
     if not candidates:
         raise InputError("selection: the study has no finished trial")
@@ -96,14 +96,11 @@ def ideal_corner(candidates: Sequence[Candidate], objectives: Sequence[str] = OB
         order = sorted(range(len(feasible)), key=lambda index: (distance[index], feasible[index][0].number))
         chosen = feasible[order[0]][0]
         return Selected(chosen.number, dict(chosen.params), "ideal_corner", warning)
-    seen = [candidate for candidate in candidates if candidate.feasible and objectives]
-    best = max(seen or candidates, key=_by_r2)
+    best = max(candidates, key=_by_r2)
     warning = (
         f"NO TRIAL MET THE neural_r2 CONSTRAINT ({len(candidates)} finished): selected trial {best.number}, the highest neural_r2"
         f" ({best.metrics.get('neural_r2', math.nan):.3f}). Its latents lose too much of the responses to be trusted."
     )
-    if seen:
-        warning = f"NO TRIAL WHOSE VAE MEETS THE neural_r2 CONSTRAINT WENT ON TO ITS EDITS: selected trial {best.number}."
     return Selected(best.number, dict(best.params), "ideal_corner (none feasible: highest neural_r2)", warning)
 
 

@@ -75,7 +75,7 @@ def simulate(
             row = rows[
                 tuple(table.grid[name][trial.suggest_int(name, one.low, one.high)] for name, one in distributions(table).items())
             ]
-            vae_only = number > 0 and ends_after_vae(study, trial)
+            vae_only = ends_after_vae(study, trial)
             if vae_only:
                 trial.set_user_attr(VAE_ONLY, True)
             end = _run(table, row.stages_of_vae if vae_only else row.stages, now, ready, reused)

@@ -14,7 +14,7 @@ import ray
 from migvis.training import FitError
 from tune.browsing import charts_of_trials, command_to_browse, is_server
 from tune.context import DataSummary, Hooks, StudyContext
-from tune.ledger import Ledger, TrialRecord
+from tune.ledger import Ledger
 from tune.placing import near_gpus, placing_of
 from tune.progress import Display, duration
 from tune.ray_connection import connect, disconnect, is_lost, starts_one
@@ -32,6 +32,7 @@ from tune.tracking import Tracker
 from tune.tracking_uri import artifacts_folder, default_uri
 from tune.tracking_writer import Writer
 from tune.trial_process import stored_result
+from tune.trial_record import TrialRecord
 from tune.trial_result import FinalResult, TrialResult
 from tune.trial_text import params_text, trial_line
 

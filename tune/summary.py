@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tune.context import StudyContext
-from tune.ledger import Ledger, TrialRecord
+from tune.ledger import Ledger
 from tune.notes import SCORES, damage_notes, luck_notes, notes
 from tune.selection import Selected
 from tune.study_folder import write_text
 from tune.submitted import submitted
 from tune.tracking_writer import run_key
+from tune.trial_record import TrialRecord
 from tune.trial_result import TrialResult, stage_totals
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,6 +182,7 @@ class Summary:
         content = {
             "number": record.number,
             "state": record.state,
+            "ended": record.ended if record.finished else None,
             "params": record.params,
             "metrics": {} if result is None else _finite(result.metrics),
             "constraint": record.constraint,

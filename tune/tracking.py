@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tune.ledger import TrialRecord
 from tune.redact import redact
 from tune.tracking_writer import Writer, sent_key
+from tune.trial_record import TrialRecord
 
 Job = Callable[[Writer], object]
 

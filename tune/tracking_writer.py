@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
-from tune.ledger import TrialRecord
 from tune.space import PARAMETERS
+from tune.trial_record import TrialRecord
 from tune.trial_result import TrialResult
 
 EXPERIMENT = "migvis"
@@ -201,7 +201,8 @@ class Writer:
             return
         constraint = {} if record.constraint is None else {"constraint": record.constraint}
         result = record.result()
-        self._log_result(run_id, result, constraint, {"migvis.state": record.state, "migvis.host": result.host})
+        tags = {"migvis.state": record.state, "migvis.ended": record.ended, "migvis.host": result.host}
+        self._log_result(run_id, result, constraint, tags)
         self._remember(sent_key(record.number), True)
 
     def _log_result(self, run_id: str, result: TrialResult, more: Mapping[str, float], tags: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ class TrialResult:
 
     metrics: by name, means over seeds and subjects; among them the objectives and neural_r2.
     constraint: how far neural_r2 falls short of what it must reach; feasible at 0 or below. None: no constraint.
-    pruned: the trial ended after its VAE, by the gate (constraint > 0) or since no more was asked for; objectives are missing.
+    pruned: the trial ended after its VAE, by the gate (constraint > 0) or since no more was asked for; there are no edits.
     per_seed: a metric's value for each seed. curves: [(step, value), …] of fits. images, artifacts: files by name.
     stages: one record per stage that the trial used: {"kind", "key", "seconds", "reused"}, and "damage" as in StageUse.
     seconds: wall time by part of the trial. host: the name of the machine that ran it.

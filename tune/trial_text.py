@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tune.finished_trials import ALIGNMENT
-from tune.ledger import TrialRecord
 from tune.progress import duration
+from tune.trial_record import TrialRecord
 
 
 def params_text(params: Mapping[str, Any]) -> str:
@@ -23,7 +23,7 @@ def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
         return f"trial {record.number} failed: {record.error}{again}{took}"
     result = record.result()
     names = ["neural_r2"] if record.refused else ["neural_r2", *objectives]
-    if record.state == "PRUNED" and not record.refused:
+    if record.vae_only:
         names.append(ALIGNMENT)
     values = ", ".join(f"{name} {_with_error(result.metrics, name)}" for name in names if name in result.metrics)
     reused = sorted({stage["kind"] for stage in result.stages if stage["reused"]})

@@ -17,7 +17,6 @@ from migvis.synthesis import make_bank
 from migvis.unet import UNet
 from migvis.vae import NeuralVAE
 from migvis.weights import save_denoiser
-from tune.ledger import TrialRecord
 from tune.pipeline import ensure
 from tune.stage_graph import Stage
 from tune.store import StageStore
@@ -25,6 +24,7 @@ from tune.study_config import STUDY_PRESETS
 from tune.study_folder import StudyRecord, write_json
 from tune.tracking_uri import default_uri
 from tune.tracking_writer import Writer
+from tune.trial_record import TrialRecord
 from tune.trial_result import TrialResult
 
 ROOT = Path(__file__).parents[2]

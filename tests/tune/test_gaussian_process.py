@@ -52,7 +52,7 @@ def test_predictions_are_the_textbook_formula() -> None:
     standard = (values - values.mean()) / scale
     mean = values.mean() + scale * cross.T @ inverse @ standard
     variance = 2 + math.exp(-1.0) + own - np.einsum("nc,nm,mc->c", cross, inverse, cross)
-    predicted, sd, chance, _ = predict(places, values, PARAMETERS, at)
+    predicted, sd, chance, *_ = predict(places, values, PARAMETERS, at)
     np.testing.assert_allclose(predicted, mean, rtol=1e-8)
     np.testing.assert_allclose(sd, scale * np.sqrt(variance), rtol=1e-8)
     assert chance == pytest.approx(scale * math.exp(-1.0))
@@ -78,6 +78,8 @@ def test_a_line_in_what_was_told_is_one_more_term_of_the_covariance() -> None:
     nudged = Places(at.inputs, at.stages, told_at + 1e-3)
     moved = predict(Places(places.inputs, places.stages, told), values, PARAMETERS, nudged, prior=prior).mean
     np.testing.assert_allclose((moved - found.mean) / 1e-3, found.slope, rtol=1e-6)
+    of_slope = 0.3**2 * (1 - line @ inverse @ line)
+    assert found.slope_sd == pytest.approx(math.sqrt(of_slope), rel=1e-6)
 
 
 def test_the_slope_is_learnt() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -8,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tune.expectations import Expectations, Expected, milestone
 from tune.factorial import FactorialTable, Row
-from tune.finished_trials import ALIGNMENT, MEMORY, OBSERVED, VAE_ONLY, Finished, finished_trial
+from tune.finished_trials import ALIGNMENT, MEMORY, OBSERVED, VAE_ONLY, Finished, Running, finished_trial
 from tune.levels import prefix
 from tune.reuse_sampler import ReuseSampler
 from tune.selection import OBJECTIVES
@@ -179,20 +180,74 @@ def test_what_was_looked_at_is_neither_tried_nor_refused() -> None:
     looked = study.ask(SPACE)
     looked.set_user_attr(VAE_ONLY, True)
     trials = study.get_trials(deepcopy=False)
+    another = {**looked.params, "pc_weight": 2e-5}
     assert not sampler.ends_after_vae(trials, whole.params)
     assert not sampler.ends_after_vae(trials, {**looked.params, "edit_step": 0.5}), "it is being fitted"
-    assert sampler.ends_after_vae(trials, {**looked.params, "pc_weight": 2e-5})
-    assert not ReuseSampler(SPACE, ["realism"], seed=0).ends_after_vae(trials, {**looked.params, "pc_weight": 2e-5})
+    assert sampler.ends_after_vae(trials, another)
+    assert not sampler.ends_after_vae([], another), "nothing speaks for one VAE or another yet"
+    for objectives in (["realism"], ["group_mig"], ["neural_r2"]):
+        alone = ReuseSampler(SPACE, objectives, seed=0)
+        assert not alone.ends_after_vae(trials, another), "a VAE tells nothing of them, or all"
     ended = [finished_trial(trials[0], OBJECTIVES), Finished(looked.params, None, -0.01, {0: 5.0}, {"group_mig": 0.5})]
     candidates = sampler._candidates(ended, [], [], np.random.default_rng(0))
     of_vae = [params for params in candidates if prefix(params, 0) == prefix(looked.params, 0)]
     assert len(of_vae) > 40
+    assert looked.params in of_vae
     vae, critic, _ = sampler._expectations.seconds(ended, [], of_vae)
     assert (vae == 0).all()
     assert (critic > 0).all(), "no critic was fitted"
     refused = [ended[0], Finished(looked.params, None, 0.01, {0: 5.0}, {"group_mig": 0.5})]
     candidates = sampler._candidates(refused, [], [], np.random.default_rng(0))
     assert all(prefix(params, 0) != prefix(looked.params, 0) for params in candidates)
+    candidates = sampler._candidates(ended[:1], [Running(looked.params, vae_only=True)], [], np.random.default_rng(0))
+    assert all(prefix(params, 0) != prefix(looked.params, 0) for params in candidates), "it is not branched from blindly"
+
+
+def test_a_trial_under_way_counts_for_what_it_will_tell() -> None:
+    """A look at a VAE tells of that VAE and its neighbours, but of no edits."""
+    edited = [finished((0.5, 0.15, 0.8), alignment=0.7), finished((0.4, -0.1, 0.8), alignment=0.3, group_count=3)]
+    near = {**BASE, "group_rank": 7}
+    alone, look, whole = (
+        Expectations(SPACE, OBJECTIVES).of(edited, running, [near])[0]
+        for running in ([], [Running({**BASE, "group_rank": 8}, True)], [Running({**BASE, "group_rank": 8})])
+    )
+    np.testing.assert_allclose(look.mean, alone.mean, atol=1e-6)
+    assert look.sd[0, 0] < alone.sd[0, 0]
+    assert look.by_vae[0, 1] < alone.by_vae[0, 1]
+    assert look.sd[0, 2] == alone.sd[0, 2]
+    assert whole.sd[0, 2] < alone.sd[0, 2]
+
+
+def test_vaes_whose_edits_will_not_be_selective_are_left_after_a_look() -> None:
+    """Of every two VAEs one has an alignment of 0.2, and edits that are not selective; which, only a look can tell."""
+    of = table()
+    odd = {vae: number % 2 for number, vae in enumerate(dict.fromkeys(prefix(row.params, 0) for row in of.rows))}
+
+    def changed(row: Row) -> Row:
+        lost = 0.3 * odd[prefix(row.params, 0)]
+        metrics = {**row.metrics, "alignment": 0.7 - 1.5 * lost, "selectivity": row.metrics["selectivity"] - lost}
+        return replace(row, metrics=metrics)
+
+    of = replace(of, rows=tuple(map(changed, of.rows)))
+    left = edited_well = edited_ill = 0
+    for seed in range(4):
+        trials = search(of, 24, seed)
+        looked_at = {prefix(trial.row.params, 0) for trial in trials if trial.vae_only and not trial.row.pruned}
+        edited = [prefix(trial.row.params, 0) for trial in trials[1:] if not trial.vae_only]
+        left += sum(odd[vae] for vae in looked_at - set(edited))
+        edited_ill += sum(odd[vae] for vae in edited)
+        edited_well += sum(not odd[vae] for vae in edited)
+    assert left >= 4
+    assert edited_ill < edited_well / 4
+
+
+def test_a_refused_first_trial_is_followed_by_whole_ones() -> None:
+    of = table()
+    start = next(row.params for row in of.rows if row.pruned)
+    trials = search(replace(of, start=start), 6)
+    assert trials[0].row.pruned
+    first = next(number for number, trial in enumerate(trials) if not trial.row.pruned)
+    assert not any(trial.vae_only for trial in trials[: first + 1])
 
 
 def test_a_vae_is_looked_at_where_it_may_turn_out_either_way() -> None:

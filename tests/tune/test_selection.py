@@ -66,14 +66,6 @@ def test_none_feasible_is_said_loudly() -> None:
     assert select([pruned]).trial == 2
 
 
-def test_a_vae_that_was_only_looked_at_is_selected_where_no_feasible_one_was_edited() -> None:
-    looked_at = [Candidate(number, {}, {"neural_r2": r2, "group_mig": 0.5}, -0.01) for number, r2 in ((1, 0.9), (2, 0.93))]
-    chosen = select([candidate(0, 0.9, 0.9, 0.9, r2=0.99, constraint=0.4), *looked_at])
-    assert chosen.trial == 2
-    assert "WENT ON TO ITS EDITS" in chosen.warning
-    assert select([candidate(0, 0.1, 0.1, 0.1), *looked_at]).trial == 0
-
-
 def test_pruned_and_non_finite_trials_are_not_selected() -> None:
     trials = [Candidate(0, {}, {"neural_r2": 0.99}, -1.0), candidate(1, math.nan, 1, 1), candidate(2, 0.1, 0.1, 0.1)]
     assert select(trials).trial == 2

@@ -197,7 +197,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from PIL import Image
-from tune.ledger import TrialRecord
+from tune.trial_record import TrialRecord
 from tune.tracking import Tracker
 from tune.tracking_writer import Writer
 from tune.trial_result import TrialResult

@@ -9,10 +9,10 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from tune.browsing import charts_of_trials, command_to_browse
-from tune.ledger import TrialRecord
 from tune.tracking import Tracker
 from tune.tracking_uri import absolute, artifacts_folder, default_uri
 from tune.tracking_writer import Writer, create_database, run_key, sent_key
+from tune.trial_record import TrialRecord
 from tune.trial_result import TrialResult
 
 
@@ -69,6 +69,7 @@ def test_a_study_as_mlflow_shows_it(storage) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == memory["mlflow_parent"]
     assert run.data.tags["migvis.state"] == "COMPLETE"
+    assert run.data.tags["migvis.ended"] == "complete"
     assert run.data.tags["stage.vae.0"] == "k1"
     assert run.data.tags["migvis.data_digest"] == "d"
     assert run.data.params["vae.pc_weight"] == run.data.params["pc_weight"] == "0.001"

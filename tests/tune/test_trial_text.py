@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune.ledger import TrialRecord
 from tune.selection import OBJECTIVES
+from tune.trial_record import TrialRecord
 from tune.trial_result import TrialResult
 from tune.trial_text import trial_line
 

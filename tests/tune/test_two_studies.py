@@ -95,3 +95,21 @@ def test_studies_over_the_same_data_share_all_stages_and_survive_a_prune(tmp_pat
         assert load(out).provenance["trial"] == len(options) // 2
     result = run_whole_trial(study(tmp_path, "fourth"), OTHER)
     assert {(use["kind"], use["key"]) for use in result.stages if not use["reused"]} == others
+
+
+def test_a_trial_of_a_vae_alone_fits_nothing_else_and_tells_what_a_whole_one_would_of_it(tmp_path: Path) -> None:
+    context = study(tmp_path, "looks")
+    params = space_of(context).start(context.config.configuration)
+    look = run_trial(context, apply(context.config.configuration, params), params, 1, vae_only=True)
+    assert look.pruned
+    assert look.constraint is not None
+    assert look.constraint <= 0
+    assert {stage["kind"] for stage in look.stages} == {"vae", "standard_vae", "representation"}
+    assert {one.kind for one in StageStore(tmp_path / "stages").manifests()} == {"vae", "standard_vae", "representation"}
+    assert "selectivity" not in look.metrics
+    prepared(context)
+    whole = run_whole_trial(context, {}, 2)
+    assert not whole.pruned
+    assert {stage["kind"] for stage in whole.stages if stage["reused"]} >= {"vae", "standard_vae", "representation"}
+    for name in ("group_mig", "alignment", "neural_r2"):
+        assert look.metrics[name] == whole.metrics[name]
