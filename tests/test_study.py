@@ -50,17 +50,17 @@ def summary(storage: Path) -> dict[str, object]:
     return json.loads((storage / "default" / "summary.json").read_text())
 
 
-def test_twelve_trials_are_finished_and_the_denoiser_is_fitted_once(summary: dict) -> None:
-    assert [trial["number"] for trial in summary["trials"]] == list(range(12))
+def test_all_trials_are_finished_and_the_denoiser_is_fitted_once(summary: dict) -> None:
+    assert [trial["number"] for trial in summary["trials"]] == list(range(18))
     assert all(trial["state"] in ("COMPLETE", "PRUNED") for trial in summary["trials"])
     assert [stage["fitted"] for stage in summary["stages"] if stage["kind"] == "denoiser"] == [1]
-    assert len({trial["mlflow_run_id"] for trial in summary["trials"]}) == 12
+    assert len({trial["mlflow_run_id"] for trial in summary["trials"]}) == 18
     complete = [trial["metrics"] for trial in summary["trials"] if trial["state"] == "COMPLETE"]
     for metrics in complete:
         assert 0 <= metrics["realism"] <= 1
         assert -2 <= metrics["selectivity"] <= 1
         assert metrics["instrument/object_accuracy"] >= 0.6
-    assert summary["selected"]["trial"] in range(12)
+    assert summary["selected"]["trial"] in range(18)
 
 
 def test_edits_of_each_group_move_its_own_attribute_most(summary: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tune.stage_data import dataset_at
 from tune.stage_graph import StageContext
 
 SHOWN_STIMULI = 3
+_ALIKE = 1.25
+"""Guidance scales by so much apart are not told apart by eye."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ def read_gallery(folder: Path) -> Gallery:
     return Gallery(**read_tensors(folder / "gallery.safetensors"))
 
 
+def shown_scales(sweep: Iterable[float], own: float) -> list[float]:
+    """The configuration's own guidance scale, and those of the sweep that do not look like it."""
+    return sorted({own, *(scale for scale in sweep if max(scale, own) > _ALIKE * min(scale, own))})
+
+
 def build_gallery(data_path: Path, context: StageContext) -> None:
     """gallery.safetensors: the fields of Gallery."""
     dataset, count = dataset_at(data_path), context.stage.config["stimuli"]
@@ -49,7 +57,7 @@ def build_gallery(data_path: Path, context: StageContext) -> None:
     states = stored["states"][made.step()][:count]
     rank, every = vae.group_rank, torch.arange(len(source))
     groups = range(1, latents.shape[1] // rank + 1)
-    scales = sorted({*config.sweep_scales, config.guidance_scale})
+    scales = shown_scales(config.sweep_scales, config.guidance_scale)
     shifts = sorted({sign * size for size in config.shifts for sign in (-1.0, 1.0)})
     spread = read_tensors(context.input("vae") / "vae.safetensors")["latent_scale"].view(len(groups), rank)
     rows = [(group, scale, 0.0) for group in groups for scale in scales]

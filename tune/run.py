@@ -24,7 +24,7 @@ exit codes: 0 done; 1 failed, with one line that says why; 2 bad input, with one
 130 interrupted, with the line that resumes it
 
 examples:
-  python tune/run.py                                        the embedded default: synthetic data, 12 trials
+  python tune/run.py                                        the embedded default: synthetic data, 18 trials
   python tune/run.py --data recordings.h5 --config tune/configs/paper.yaml
   python tune/run.py --study first --trials 24 --set vae.group_rank=4 --set 'search.pc_weight=[1.0e-5, 1.0e-3]'
   python tune/run.py --resume                               go on with the latest unfinished study

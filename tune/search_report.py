@@ -69,7 +69,7 @@ def _trials(ledger: Ledger, selected: int) -> Table:
             bold |= {(len(rows), column) for column in range(len(header))}
         rows.append([str(record.number), *(f"{record.params[name]:g}" for name in PARAMETERS), *values, ended])
     note = (
-        "Scored on validation images; ended by the gate: neural_r2 fell too far below the standard VAE's; VAE only: looked at, to"
+        "Scored on validation images; by the gate: neural_r2 fell too far below the standard VAE's; VAE only: looked at, to"
         " choose what to branch from. Bold: selected."
     )
     known = {name: [one[f"{name}_se"] for one in measured if f"{name}_se" in one] for name in ledger.objectives}

@@ -31,7 +31,7 @@ EXPECTED_SECONDS = {
     "trajectory": 11.0,
     "vae": 2.0,
     "standard_vae": 1.0,
-    "representation": 2.0,
+    "representation": 1.0,
     "critic": 5.0,
     "latent_encoder": 5.0,
     "latent_regression": 2.0,

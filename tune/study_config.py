@@ -105,11 +105,11 @@ STUDY_PRESETS: dict[str, StudyConfig] = {
         **dict(PRESETS["quick"]),
         preset="quick",
         search=SearchConfig(
-            trials=12,
+            trials=18,
             seeds_per_trial=1,
             final_seeds=2,
             startup_trials=3,
-            # a dozen trials are too few to be spent where no edit moves, or on critics that cost as much as the rest
+            # a dozen edited ones are too few to be spent where no edit moves, or on critics that cost as much as the rest
             infonce_batch=(16, 32, 64, 128, 256),
             edit_step=(0.5, MAX_EDIT_STEP),
             guidance_scale=(1.0, 100.0),

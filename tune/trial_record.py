@@ -51,7 +51,7 @@ class TrialRecord:
         """How a finished trial ended, in words."""
         if self.state == TrialState.COMPLETE.name:
             return "complete"
-        return "ended by the gate" if self.refused else "VAE only"
+        return "by the gate" if self.refused else "VAE only"
 
     def result(self) -> TrialResult:
         """The result of a finished trial, parsed at every call, so that none of those of a long study stays in memory."""

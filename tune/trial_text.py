@@ -27,7 +27,7 @@ def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
         names.append(ALIGNMENT)
     values = ", ".join(f"{name} {_with_error(result.metrics, name)}" for name in names if name in result.metrics)
     reused = sorted({stage["kind"] for stage in result.stages if stage["reused"]})
-    gate = f"{record.ended}, " if record.state == "PRUNED" else ""
+    gate = "ended by the gate, " if record.refused else "VAE only, " if record.vae_only else ""
     tail = f"; reused {', '.join(reused)}" if reused else ""
     return f"trial {record.number}: {gate}{values} | {params_text(record.params)}{took}{tail}"
 

@@ -19,7 +19,7 @@ from migvis.keeping import KeepingOthers, own_latents
 from migvis.synthesis import Edits, GuidedEditor, shift_edits, target_edits
 from migvis.weights import load_bank, load_critic_folder, load_denoiser, load_vae_folder, read_tensors
 from tune.dimension_gallery import MOST_PAIRS, pairs_of
-from tune.gallery import SHOWN_STIMULI, read_gallery
+from tune.gallery import SHOWN_STIMULI, read_gallery, shown_scales
 from tune.pictures import dimension_grid, gallery_grids
 from tune.pipeline import ensure
 from tune.stage_graph import Stage
@@ -202,3 +202,11 @@ def test_pairs_of_dimensions(rank: int, pairs: list[tuple[int, int]]) -> None:
     assert pairs_of(rank) == pairs
     assert len(pairs_of(8)) == len(set(pairs_of(8))) == MOST_PAIRS
     assert {pairs_of(8)[0], pairs_of(8)[-1]} == {(1, 2), (7, 8)}
+
+
+def test_a_scale_of_the_sweep_that_looks_like_the_own_one_is_not_shown() -> None:
+    assert shown_scales((5.0, 20.0, 80.0), 81.0) == [5.0, 20.0, 81.0]
+    assert shown_scales((5.0, 20.0, 80.0), 20.0) == [5.0, 20.0, 80.0]
+    assert shown_scales((5.0, 20.0, 80.0), 40.0) == [5.0, 20.0, 40.0, 80.0]
+    assert shown_scales((0.0, 20.0), 0.0) == [0.0, 20.0]
+    assert shown_scales((), 3.0) == [3.0]
