@@ -29,7 +29,7 @@ def test_shipped_files_are_the_presets(preset: str) -> None:
 
 def test_quick_search_is_small() -> None:
     search = load_study_config(None).search
-    assert (search.trials, search.seeds_per_trial, search.final_seeds) == (12, 1, 2)
+    assert (search.trials, search.seeds_per_trial, search.final_seeds) == (18, 1, 2)
     assert search.startup_trials < search.trials / 2
 
 
