@@ -1,13 +1,16 @@
 """Fits of 32 VAEs as one batched program, against 32 separate fits, one after another.
 
 They differ in β and seed, as those of a search do; the quick preset's VAE on one subject of its data set, for fewer epochs.
+A profile of the 32 says what bounds them: the share of matrix products and of softmax, and the ratio if all else were free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks._frame import Options, Result, Row, interleaved
 from benchmarks._material import configuration, synthetic
@@ -17,6 +20,11 @@ from migvis.vae_fit import fit_vae, fit_vaes
 from tune.stage_data import device
 
 SEEDS_OF_A_TRIAL = 5
+NEEDED = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "softmax": ("aten::_softmax", "aten::_log_softmax", "aten::_log_softmax_backward_data"),
+}
+"""Operations that no rearrangement of the arithmetic would spare a batched fit."""
 
 
 def run(options: Options) -> Result:
@@ -53,4 +61,19 @@ def run(options: Options) -> Result:
         ways = {"together": lambda _, job=job: together(*job), "separately": lambda _, job=job: separately(*job)}
         seconds = interleaved(ways, rounds)
         result.append(Row(name, seconds["together"], seconds["separately"]))
-    return Result(result, {"largest_weight_difference": difference})
+    many = result[0]
+    shares = _shares(lambda: together(*jobs[many.name]))
+    bound = many.ratio / sum(shares.values())
+    figures = {"largest_weight_difference": difference, **shares, "ratio_if_all_else_were_free": bound}
+    return Result(result, figures)
+
+
+def _shares(run: Callable[[], object]) -> dict[str, float]:
+    """Shares of NEEDED in the seconds of all operations, on the processor or, where there is one, on the GPU."""
+    gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as profiled:
+        run()
+    each = {one.key: one.self_device_time_total if gpu else one.self_cpu_time_total for one in profiled.key_averages()}
+    total = sum(each.values())
+    return {f"share_of_{name}": sum(each.get(one, 0.0) for one in operations) / total for name, operations in NEEDED.items()}
