@@ -49,7 +49,7 @@ def test_a_benchmark_prints_a_table_the_machine_and_json(name: str, tmp_path: Pa
         # Replayed stages count as what the table says they cost, so that the share is all of the service's time.
         assert 0 < report["share"] < 5
         assert report["growth"] > 0
-        assert report["seconds_stages"] > 295
+        assert report["seconds_stages"] > 250  # of them 212 of the stages that all trials share
 
 
 def test_an_unknown_benchmark_is_refused() -> None:

@@ -44,7 +44,7 @@ def plan(context: StudyContext, space: SearchSpace) -> str:
     lines.append(
         f"estimate: {_seconds(left):.0f} s for the study stages, {_seconds(missing):.0f} s for trial 0, about {each:.0f} s for "
         f"each of the other {others} trials (less what it reuses), about {end:.0f} s for the final stage: "
-        f"{duration(total)} in all, {(total - guessed) / max(total, 1e-9):.0%} of it from observed seconds"
+        f"up to {duration(total)} in all, {(total - guessed) / max(total, 1e-9):.0%} of it from observed seconds"
     )
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from tune.context import StudyContext
+from tune.finished_trials import ALIGNMENT
 from tune.ledger import Ledger
 from tune.pages import embedded, render
 from tune.pages.table import NOTHING, Table
@@ -55,14 +56,13 @@ def write_search_report(
 
 def _trials(ledger: Ledger, selected: int) -> Table:
     """Every trial: its hyperparameters, its objectives, and how it ended; the selected one is bold."""
-    header = ["trial", *PARAMETERS, "neural_r2", *ledger.objectives, "ended"]
+    records = list(ledger.records())
+    measured: list[Mapping[str, float]] = [record.result().metrics if record.finished else {} for record in records]
+    names = ["neural_r2", *([ALIGNMENT] if any(ALIGNMENT in metrics for metrics in measured) else []), *ledger.objectives]
+    header = ["trial", *PARAMETERS, *names, "ended"]
     rows: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
-    measured: list[Mapping[str, float]] = []
-    for record in ledger.records():
-        metrics = record.result().metrics if record.finished else {}
-        measured.append(metrics)
-        names = ["neural_r2", *ledger.objectives]
+    for record, metrics in zip(records, measured, strict=True):
         values = [f"{metrics[name]:.3f}" if name in metrics else NOTHING for name in names]
         ended = record.ended if record.finished else record.error or record.state.lower()
         if record.number == selected:
@@ -70,7 +70,7 @@ def _trials(ledger: Ledger, selected: int) -> Table:
         rows.append([str(record.number), *(f"{record.params[name]:g}" for name in PARAMETERS), *values, ended])
     note = (
         "Scored on validation images; by the gate: neural_r2 fell too far below the standard VAE's; VAE only: looked at, to"
-        " choose what to branch from. Bold: selected."
+        " choose what to branch from; alignment: what its latents tell of its edits' selectivity. Bold: selected."
     )
     known = {name: [one[f"{name}_se"] for one in measured if f"{name}_se" in one] for name in ledger.objectives}
     errors = ", ".join(f"{name} {median(values):.2f}" for name, values in known.items() if values)

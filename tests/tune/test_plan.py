@@ -48,7 +48,7 @@ def estimate(text: str) -> list[int]:
     assert line.startswith("estimate: ")
     numbers = re.match(
         r"estimate: (\d+) s for the study stages, (\d+) s for trial 0, about (\d+) s for each of the other (\d+) trials "
-        r"\(less what it reuses\), about (\d+) s for the final stage: .* in all, (\d+)% of it from observed seconds",
+        r"\(less what it reuses\), about (\d+) s for the final stage: up to .* in all, (\d+)% of it from observed seconds",
         line,
     )
     assert numbers is not None, line
