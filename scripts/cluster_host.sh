@@ -72,9 +72,11 @@ create_database(storage / "mlflow.db", storage / "mlflow-artifacts")
 END
     # A session of its own, whose number is its first process': so it outlives this shell, and can be ended whole.
     setsid nohup bash "$project/mlflow/serve.sh" "$MIGVIS_STORAGE" "${place##*:}" </dev/null >"$state/tracking.log" 2>&1 &
-    echo $! >"$state/tracking.pid"
+    local first=$!
+    echo "$first" >"$state/tracking.pid"
     for _ in $(seq 240); do
-        if ! tracking_runs; then break; fi
+        # Whether it lives, rather than its session, which it may not have made yet.
+        if ! kill -0 "$first" 2>/dev/null; then break; fi
         if python -c "import urllib.request as r; r.urlopen('$MLFLOW_TRACKING_URI/health', timeout=5)" 2>/dev/null; then return 0; fi
         sleep 0.5
     done
