@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import signal
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+_ENDS_WITHIN = 50.0
+"""Seconds after a SIGTERM. Ray kills a job 60 s after it was stopped (tune.submission), and that without a word."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,9 +63,10 @@ def add_stores(parser: argparse.ArgumentParser) -> None:
 
 
 def interrupted_by_termination() -> None:
-    """From now on SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    """From now on SIGTERM raises KeyboardInterrupt, as Ctrl-C does; a process that lives on says where it is stuck."""
 
     def interrupt(signal_number: int, frame: FrameType | None) -> None:
+        faulthandler.dump_traceback_later(_ENDS_WITHIN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)

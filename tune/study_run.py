@@ -37,6 +37,8 @@ from tune.trial_result import FinalResult, TrialResult
 from tune.trial_text import params_text, trial_line
 
 REGISTERED_MODEL = "migvis"
+_RAY_ENDS_WITHIN = 20.0
+"""Seconds for which the end of this study's Ray is waited for; it takes one or two."""
 
 
 class StudyRun:
@@ -282,15 +284,15 @@ class StudyRun:
         return write_search_report(self.context, self.ledger, self.outcome, self.final.images, notes, self.revision)
 
     def close(self) -> None:
-        """Stops Ray; a second Ctrl-C may come here, and nothing is lost by it."""
+        """Stops Ray, and does not wait for ever; a second Ctrl-C may come here, and nothing is lost by it."""
         self._stop_ray()
         if self._stopping is not None:
-            self._stopping.join()
+            self._stopping.join(_RAY_ENDS_WITHIN)
 
     def _stop_ray(self) -> None:
         """Begins to stop the Ray of this study, whose processes take a second or two to end."""
         if self._started_ray and self._stopping is None:
-            self._stopping = threading.Thread(target=disconnect, name="ray's end")
+            self._stopping = threading.Thread(target=disconnect, name="ray's end", daemon=True)
             self._stopping.start()
 
     def _say_where(self, problems: list[str]) -> None:

@@ -55,6 +55,43 @@ def test_address_where_no_cluster_is_exits_2_within_seconds(driver_script, optio
     assert errors.count("\n") == 1
 
 
+def test_a_process_that_lives_on_after_sigterm_says_where_it_is_stuck(tmp_path) -> None:
+    script = tmp_path / "stuck.py"
+    script.write_text(
+        """
+import contextlib, os, signal, time
+from tune import command_line
+
+def stuck_here():
+    with contextlib.suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    time.sleep(1)
+
+command_line._ENDS_WITHIN = 0.2
+command_line.interrupted_by_termination()
+stuck_here()
+"""
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert "in stuck_here" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_ray_that_does_not_end_does_not_keep_an_interrupted_study(driver_script) -> None:
+    text = driver_script.read_text()
+    stuck = "import threading, tune.study_run as run\nrun.disconnect, run._RAY_ENDS_WITHIN = threading.Event().wait, 0.5\n"
+    driver_script.write_text(text.replace("from tune.run import main", f"{stuck}from tune.run import main"))
+    driver = Driver(driver_script, TRIAL_SECONDS="0.3")
+    process = driver.start("--study", "k", "--trials", "50")
+    driver.wait_for_trial(process, 1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; go on with: python tune/run.py --study k --resume" in errors
+
+
 def completed_params(storage: Path, study: str) -> list:
     return [(trial["number"], trial["params"]) for trial in summary_of(storage, study)["trials"]]
 
