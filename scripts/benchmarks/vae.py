@@ -1,7 +1,8 @@
 """Fits of 32 VAEs as one batched program, against 32 separate fits, one after another.
 
 They differ in β and seed, as those of a search do; the quick preset's VAE on one subject of its data set, for fewer epochs.
-A profile of the 32 says what bounds them: the share of matrix products and of softmax, and the ratio if all else were free.
+On a CPU a profile of the 32 says what bounds them: the share of matrix products and of softmax, and the ratio if all else were
+free.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NEEDED = {
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
     "softmax": ("aten::_softmax", "aten::_log_softmax", "aten::_log_softmax_backward_data"),
 }
-"""Operations that no rearrangement of the arithmetic would spare a batched fit."""
+"""What a batched fit has to do, however its other operations are arranged."""
 
 
 def run(options: Options) -> Result:
@@ -61,19 +62,18 @@ def run(options: Options) -> Result:
         ways = {"together": lambda _, job=job: together(*job), "separately": lambda _, job=job: separately(*job)}
         seconds = interleaved(ways, rounds)
         result.append(Row(name, seconds["together"], seconds["separately"]))
-    many = result[0]
-    shares = _shares(lambda: together(*jobs[many.name]))
-    bound = many.ratio / sum(shares.values())
-    figures = {"largest_weight_difference": difference, **shares, "ratio_if_all_else_were_free": bound}
+    figures = {"largest_weight_difference": difference}
+    if device() == "cpu":
+        many = result[0]
+        shares = _shares(lambda: together(*jobs[many.name]))
+        figures |= {**shares, "ratio_if_all_else_were_free": many.ratio / sum(shares.values())}
     return Result(result, figures)
 
 
 def _shares(run: Callable[[], object]) -> dict[str, float]:
-    """Shares of NEEDED in the seconds of all operations, on the processor or, where there is one, on the GPU."""
-    gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profile(activities=activities) as profiled:
+    """Shares of NEEDED in the seconds of all operations on the processor."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         run()
-    each = {one.key: one.self_device_time_total if gpu else one.self_cpu_time_total for one in profiled.key_averages()}
-    total = sum(each.values())
-    return {f"share_of_{name}": sum(each.get(one, 0.0) for one in operations) / total for name, operations in NEEDED.items()}
+    seconds = {one.key: one.self_cpu_time_total for one in profiled.key_averages()}
+    needed = {name: sum(seconds.get(one, 0.0) for one in operations) for name, operations in NEEDED.items()}
+    return {f"share_of_{name}": part / sum(seconds.values()) for name, part in needed.items()}
