@@ -73,8 +73,9 @@ class Ledger:
         self.space, self.objectives, self.seed, self.trials = space, tuple(objectives), seed, trials
         self._start, self._retries, self._check_held = start, retries, check_held
         self._sampler = sampler_by_number(
-            sampler, space.distributions(), self.objectives, seed=seed, startup_trials=startup_trials, rounded=space.rounded
-        )
+            sampler, space.distributions(), self.objectives, seed=seed, startup_trials=startup_trials, rounded=space.rounded,
+            trials=trials,
+        )  # fmt: skip
         self._live: dict[int, tuple[Trial, int]] = {}
         self._lost: Counter[int] = Counter()
         self.given_up: list[str] = []

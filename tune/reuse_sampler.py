@@ -29,8 +29,8 @@ from tune.unit_cube import Axis
 Values = NDArray[np.float64]
 
 _LATER, _DRAWS, _LOOKED_INTO = 3, 24, 64
-"""Later trials with the same new VAE or critic that a proposal looks ahead to; draws of what the first one may tell; and how many
-candidates are looked into."""
+"""Later trials with the same new VAE or critic that a proposal looks ahead to, at most; draws of what the first one may tell; and
+how many candidates are looked into."""
 _FRESH, _BRANCHES, _NEAR, _BEST = 256, 256, 128, 8
 """Candidates: all new, branches from what exists, and neighbours of the best."""
 _STEMS = 40
@@ -43,8 +43,10 @@ class ReuseSampler(optuna.samplers.BaseSampler):
     """Proposes what adds most hypervolume per second; see the module.
 
     distributions: of all hyperparameters. objectives: their names, in the study's order. rounded: values as they are used, so
-    that it sees which stages they share. It learns from the first complete trial on: more random ones would pay for VAEs and
-    critics that nothing speaks for. A proposal depends on the seed, on its number and on what the study holds, on nothing else.
+    that it sees which stages they share. trials: of the whole study, None where it has no end; it looks no further ahead, and
+    does not just look at a VAE where no trial is left that could use it. It learns from the first complete trial on: more random
+    ones would pay for VAEs and critics that nothing speaks for. A proposal depends on the seed, on its number, on `trials` and on
+    what the study holds, on nothing else.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         *,
         seed: int,
         rounded: Callable[[Params], dict[str, Any]] = dict,
+        trials: int | None = None,
     ) -> None:
-        self._seed = seed
+        self._seed, self._trials = seed, trials
         self._distributions, self._objectives = dict(distributions), tuple(objectives)
         self._axes = {name: Axis(one) for name, one in distributions.items()}
         self._rounded = rounded
@@ -68,6 +71,12 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         """Itself, for proposal `number` of a study whose numbers are not Optuna's; those count failed attempts, too."""
         self._number = number
         return self
+
+    def _later_trials(self) -> int:
+        """How many later trials a proposal looks ahead to."""
+        if self._trials is None or self._number is None:
+            return _LATER
+        return min(_LATER, max(0, self._trials - 1 - self._number))
 
     def _generator(self, trial: FrozenTrial) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number if self._number is None else self._number])
@@ -99,12 +108,13 @@ class ReuseSampler(optuna.samplers.BaseSampler):
 
     def ends_after_vae(self, trials: Sequence[FrozenTrial], params: Params) -> bool:
         """Whether a proposal is to end after its VAE: none of the other trials of the study has it, and it tells some of the
-        objectives, not all. Before there is a complete trial none does: nothing speaks for one VAE or another.
+        objectives, not all. Before there is a complete trial none does: nothing speaks for one VAE or another. Nor does the last
+        trial of a study.
         """
         used = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         have = {prefix(one.params, 0) for one in trials if one.state in used and one.params.keys() >= self._distributions.keys()}
         learns = any(one.state == TrialState.COMPLETE for one in trials)
-        return self._looks and learns and prefix(params, 0) not in have
+        return self._looks and learns and self._later_trials() > 0 and prefix(params, 0) not in have
 
     def _random(self, generator: np.random.Generator, fixed: Params) -> dict[str, Any]:
         """A random configuration with the values in `fixed`."""
@@ -129,9 +139,9 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         # What a stage turns out to be can only be told by a new one; of these the most promising are looked into.
         vaes, critics = (_first(score, rows) for rows in (vae > 0, ~built & (vae == 0)))
         new = np.concatenate([vaes, critics])
-        later = _LATER * self._later(expected.rows(new), front, rate * edits[new], generator)
+        later = self._later_trials() * self._later(expected.rows(new), front, rate * edits[new], generator)
         score[new] += passes[new] * later / cost[new]
-        if self._looks and score.max() > 1e-12:
+        if self._looks and self._later_trials() and score.max() > 1e-12:
             rate = float(score[vae == 0].max(initial=0.0))
             seen = self._seen(expected.rows(vaes), front, later[: len(vaes)], rate * (critic + edits)[vaes], generator)
             score[vae > 0] = 0.0

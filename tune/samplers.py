@@ -54,16 +54,17 @@ def sampler_by_number(
     seed: int,
     startup_trials: int,
     rounded: Rounded = dict,
+    trials: int | None = None,
 ) -> Callable[[int], optuna.samplers.BaseSampler]:
     """The sampler `name` for each proposal by its number, which draws as if it were the first of a process.
 
     So a study that was killed and resumed proposes what an undisturbed one would.
 
     distributions: of all hyperparameters. objectives: names, in the study's order. startup_trials: random ones before TPE
-    learns, and NSGA-II's population.
+    learns, and NSGA-II's population. trials: of the whole study, None where it has no end (ReuseSampler alone asks).
     """
     if name == "reuse":
-        lasting = ReuseSampler(distributions, objectives, seed=seed, rounded=rounded)
+        lasting = ReuseSampler(distributions, objectives, seed=seed, rounded=rounded, trials=trials)
         return lasting.at
 
     def fresh(number: int) -> optuna.samplers.BaseSampler:

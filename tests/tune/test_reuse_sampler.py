@@ -172,6 +172,19 @@ def test_a_vae_that_was_looked_at_is_known_and_tells_of_its_edits() -> None:
     assert abs(without.mean[0, 1] - without.mean[1, 1]) < 0.1, "nothing is told where it was not measured"
 
 
+def test_the_last_trial_of_a_study_is_whole_and_looks_no_further() -> None:
+    study = optuna.create_study(directions=["maximize"] * 3)
+    sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0, trials=12)
+    study.sampler = sampler
+    finish(study, study.ask(SPACE), 0.5)
+    trials = study.get_trials(deepcopy=False)
+    unseen = {**trials[0].params, "pc_weight": 2e-5}
+    assert [sampler.at(number)._later_trials() for number in (0, 8, 9, 10, 11, 12)] == [3, 3, 2, 1, 0, 0]
+    assert [sampler.at(number).ends_after_vae(trials, unseen) for number in (1, 10, 11)] == [True, True, False]
+    endless = ReuseSampler(SPACE, OBJECTIVES, seed=0)
+    assert endless.at(11).ends_after_vae(trials, unseen)
+
+
 def test_what_was_looked_at_is_neither_tried_nor_refused() -> None:
     sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0)
     study = optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
