@@ -1,4 +1,4 @@
-"""The sampler in real searches: seconds to what TPE has after 25 trials of the quick preset, three seeds; over an hour.
+"""The sampler in real searches: seconds to what TPE has after 25 trials of the quick preset, three seeds; about half an hour.
 
 Nothing is simulated: trials are fitted, synthesized and judged, over the quick preset's own ranges. Each search has a stage
 store of its own, in which only the study's stages are from before; what it builds once it reuses. Seeds are those of the search;
