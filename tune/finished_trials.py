@@ -15,6 +15,8 @@ OBSERVED = "observed"
 """User attribute of a finished trial: {"values": raw objectives and ALIGNMENT by name, "seconds": of its stages, by level}."""
 VAE_ONLY = "vae_only"
 """User attribute of a trial that ends after its VAE, true or absent: the sampler wants to see what that tells."""
+VOID = "void"
+"""User attribute of a failed attempt, true or absent: it says nothing of its configuration, for it never ran or is run again."""
 ALIGNMENT = "alignment"
 """What a VAE tells of the selectivity of its edits."""
 MEMORY = 100

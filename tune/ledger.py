@@ -1,8 +1,8 @@
 """The study's ledger: Optuna's ask and tell over its database, which is the durable truth of the search.
 
 A *number* is a proposal's place in the study, 0…; Optuna's own trial numbers count attempts. What a sampler draws
-depends on (seed, number) and on what the database holds, so a study that was killed and resumed proposes what an
-undisturbed one would (with one trial at a time: otherwise the order of completion matters too).
+depends on (seed, number), on how many trials the study is to have and on what the database holds, so a study that was killed and
+resumed proposes what an undisturbed one would (with one trial at a time: otherwise the order of completion matters too).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from migvis.errors import InputError
-from tune.finished_trials import OBSERVED, VAE_ONLY, observed
+from tune.finished_trials import OBSERVED, VAE_ONLY, VOID, observed
 from tune.optuna_database import open_database
 from tune.samplers import ends_after_vae, sampler_by_number
 from tune.selection import Candidate, clipped
@@ -107,6 +107,7 @@ class Ledger:
             number = frozen.user_attrs.get("number")
             if number is None or number in self._finished_numbers():
                 # Killed while it was being proposed, so that it never ran and its number is still free; or while it was dropped.
+                self.study._storage.set_trial_user_attr(frozen._trial_id, VOID, True)
                 self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             trial = Trial(self.study, frozen._trial_id)
@@ -144,6 +145,8 @@ class Ledger:
             if trial.user_attrs.get(VAE_ONLY):
                 attributes[VAE_ONLY] = True
             self.study.enqueue_trial(trial.params, user_attrs=attributes)
+        if again:
+            trial.set_user_attr(VOID, True)
         trial.set_user_attr("error", message)
         self.study.tell(trial, state=TrialState.FAIL)
 

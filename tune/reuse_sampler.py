@@ -11,6 +11,7 @@ fraction of a trial's seconds, and the next proposal may branch from it, or leav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from tune.expectations import Expectations, Expected
-from tune.finished_trials import VAE_ONLY, Finished, Running, finished_trial, worth
+from tune.finished_trials import VAE_ONLY, VOID, Finished, Running, finished_trial, worth
 from tune.hypervolume import expected_improvement, nondominated
 from tune.levels import LEVEL_OF_OBJECTIVE, LEVELS, Params, prefix
 from tune.unit_cube import Axis
@@ -44,9 +45,9 @@ class ReuseSampler(optuna.samplers.BaseSampler):
 
     distributions: of all hyperparameters. objectives: their names, in the study's order. rounded: values as they are used, so
     that it sees which stages they share. trials: of the whole study, None where it has no end; it looks no further ahead, and
-    does not just look at a VAE where no trial is left that could use it. It learns from the first complete trial on: more random
-    ones would pay for VAEs and critics that nothing speaks for. A proposal depends on the seed, on its number, on `trials` and on
-    what the study holds, on nothing else.
+    looks at no VAE that no later trial could use. It learns from the first complete trial on: more random ones would pay for VAEs
+    and critics that nothing speaks for. A proposal depends on the seed, on its number, on `trials` and on what the study holds,
+    on nothing else.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         self._number = number
         return self
 
-    def _later_trials(self) -> int:
-        """How many later trials a proposal looks ahead to."""
+    def _left(self, running: int) -> float:
+        """Trials that may be proposed once this one has ended; those proposed while it is under way are taken for as many as
+        the `running` ones.
+        """
         if self._trials is None or self._number is None:
-            return _LATER
-        return min(_LATER, max(0, self._trials - 1 - self._number))
+            return math.inf
+        return max(0, self._trials - 1 - self._number - running)
 
     def _generator(self, trial: FrozenTrial) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number if self._number is None else self._number])
@@ -99,7 +102,7 @@ class ReuseSampler(optuna.samplers.BaseSampler):
             finished_trial(one, self._objectives) for one in whole if one.state in (TrialState.COMPLETE, TrialState.PRUNED)
         ]
         running = [Running(one.params, bool(one.user_attrs.get(VAE_ONLY))) for one in whole if one.state == TrialState.RUNNING]
-        failed = [one.params for one in whole if one.state == TrialState.FAIL]
+        failed = [one.params for one in whole if one.state == TrialState.FAIL and not one.user_attrs.get(VOID)]
         generator = self._generator(trial)
         candidates = self._candidates(finished, running, failed, generator)
         if not candidates or all(one.values is None for one in finished):
@@ -114,7 +117,8 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         used = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         have = {prefix(one.params, 0) for one in trials if one.state in used and one.params.keys() >= self._distributions.keys()}
         learns = any(one.state == TrialState.COMPLETE for one in trials)
-        return self._looks and learns and self._later_trials() > 0 and prefix(params, 0) not in have
+        running = sum(one.state == TrialState.RUNNING for one in trials)
+        return self._looks and learns and self._left(running) > 0 and prefix(params, 0) not in have
 
     def _random(self, generator: np.random.Generator, fixed: Params) -> dict[str, Any]:
         """A random configuration with the values in `fixed`."""
@@ -139,11 +143,12 @@ class ReuseSampler(optuna.samplers.BaseSampler):
         # What a stage turns out to be can only be told by a new one; of these the most promising are looked into.
         vaes, critics = (_first(score, rows) for rows in (vae > 0, ~built & (vae == 0)))
         new = np.concatenate([vaes, critics])
-        later = self._later_trials() * self._later(expected.rows(new), front, rate * edits[new], generator)
-        score[new] += passes[new] * later / cost[new]
-        if self._looks and self._later_trials() and score.max() > 1e-12:
+        later, left = self._later(expected.rows(new), front, rate * edits[new], generator), self._left(len(running))
+        score[new] += passes[new] * min(_LATER, left) * later / cost[new]
+        if self._looks and left and score.max() > 1e-12:
+            after = min(_LATER, left - 1) * later[: len(vaes)]
             rate = float(score[vae == 0].max(initial=0.0))
-            seen = self._seen(expected.rows(vaes), front, later[: len(vaes)], rate * (critic + edits)[vaes], generator)
+            seen = self._seen(expected.rows(vaes), front, after, rate * (critic + edits)[vaes], generator)
             score[vae > 0] = 0.0
             score[vaes] = passes[vaes] * seen / np.maximum(vae[vaes], 1e-6)
         # Where nothing is expected any more, the least known for its cost.

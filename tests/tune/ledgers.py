@@ -35,7 +35,7 @@ def open_ledger(
     )
 
 
-def result_of(params) -> TrialResult:
+def result_of(params, vae_only: bool = False) -> TrialResult:
     """A smooth made-up landscape: larger ranks lose nothing, a large pc_weight fails the constraint."""
     mig = 1 / params["group_rank"]
     selectivity = 1 - abs(params["edit_step"] - 0.8)
@@ -43,6 +43,8 @@ def result_of(params) -> TrialResult:
     constraint = math.log10(params["pc_weight"]) + 2.5
     metrics = {"neural_r2": 0.9, "group_mig": mig, "selectivity": selectivity, "realism": realism}
     pruned = constraint > 0
+    if vae_only:
+        return TrialResult({"neural_r2": 0.9, "group_mig": mig}, constraint=constraint, pruned=True)
     return TrialResult({"neural_r2": 0.5} if pruned else metrics, constraint=constraint, pruned=pruned)
 
 
@@ -50,5 +52,5 @@ def run(ledger: Ledger, count: int = 1000) -> list:
     proposals = []
     while len(proposals) < count and (proposal := ledger.propose()) is not None:
         proposals.append(proposal)
-        ledger.finish(proposal.number, result_of(proposal.params))
+        ledger.finish(proposal.number, result_of(proposal.params, proposal.vae_only))
     return proposals

@@ -172,17 +172,44 @@ def test_a_vae_that_was_looked_at_is_known_and_tells_of_its_edits() -> None:
     assert abs(without.mean[0, 1] - without.mean[1, 1]) < 0.1, "nothing is told where it was not measured"
 
 
-def test_the_last_trial_of_a_study_is_whole_and_looks_no_further() -> None:
+def test_the_last_trials_of_a_study_look_at_nothing_that_none_could_use() -> None:
     study = optuna.create_study(directions=["maximize"] * 3)
     sampler = ReuseSampler(SPACE, OBJECTIVES, seed=0, trials=12)
     study.sampler = sampler
     finish(study, study.ask(SPACE), 0.5)
-    trials = study.get_trials(deepcopy=False)
-    unseen = {**trials[0].params, "pc_weight": 2e-5}
-    assert [sampler.at(number)._later_trials() for number in (0, 8, 9, 10, 11, 12)] == [3, 3, 2, 1, 0, 0]
-    assert [sampler.at(number).ends_after_vae(trials, unseen) for number in (1, 10, 11)] == [True, True, False]
-    endless = ReuseSampler(SPACE, OBJECTIVES, seed=0)
-    assert endless.at(11).ends_after_vae(trials, unseen)
+    alone = study.get_trials(deepcopy=False)
+    unseen = {**alone[0].params, "pc_weight": 2e-5}
+    assert [sampler.at(number).ends_after_vae(alone, unseen) for number in (1, 10, 11)] == [True, True, False]
+    assert ReuseSampler(SPACE, OBJECTIVES, seed=0).at(11).ends_after_vae(alone, unseen), "a search without an end"
+    study.ask(SPACE)
+    beside = study.get_trials(deepcopy=False)
+    assert [sampler.at(number).ends_after_vae(beside, unseen) for number in (9, 10)] == [True, False]
+
+
+def test_a_search_that_ends_invests_less_towards_its_end() -> None:
+    """A new VAE of 40 s for edits of 5 s is worth its price to a search that goes on, and rarely to the last trial."""
+
+    def new_vaes(trials: int | None) -> int:
+        count = 0
+        for seed in range(12):
+            of = table(vae_seconds=40.0)
+            sampler = ReuseSampler(distributions(of), OBJECTIVES, seed=seed, trials=trials)
+            ended = list(islice(simulate(of, sampler.at), 6))
+            assert not (trials and ended[-1].vae_only)
+            count += prefix(ended[-1].row.params, 0) not in {prefix(one.row.params, 0) for one in ended[:-1]}
+        return count
+
+    assert new_vaes(6) < new_vaes(None)
+
+
+def test_simulated_seconds_are_those_of_distinct_stages_and_a_look_has_a_vae_alone() -> None:
+    of = table()
+    trials = search(of, 40)
+    assert trials[-1].seconds == sum(of.seconds[stage] for stage in {stage for trial in trials for stage in trial.stages})
+    looks = [trial for trial in trials if trial.vae_only]
+    assert len(looks) > 3
+    assert all(trial.stages == trial.row.stages[:1] and trial.stages[0][0] == "vae" for trial in looks)
+    assert all(trial.stages == trial.row.stages for trial in trials if not trial.vae_only)
 
 
 def test_what_was_looked_at_is_neither_tried_nor_refused() -> None:
