@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 _EVERY = 0.5
 """Seconds between two writes of a Reporter, and between two looks of the Display."""
+_SILENT_AT_MOST = 60.0
+"""Seconds after which a line that says nothing new is written all the same, where there is no terminal."""
 _UNTIMED = ("report", "writing to MLflow")
 """Phases of which no usual time is known."""
 _last_written: dict[Path, float] = {}
@@ -89,6 +91,8 @@ class Display:
         self._begin = time.monotonic()
         self._phase, self._done, self._total, self._concurrent = "start", 0, 0, 1
         self._trial_seconds: list[float] = []
+        self._since = self._begin
+        """When the phase began, or a trial in it last ended."""
         self._last_plain, self._last_text = 0.0, ""
         self._status: Any = None
         self._stop = threading.Event()
@@ -117,7 +121,8 @@ class Display:
     def phase(self, name: str) -> None:
         """What the study as a whole is doing now."""
         with self._lock:
-            self._phase = name
+            if name != self._phase:
+                self._phase, self._since = name, time.monotonic()
 
     def trials(self, done: int, total: int, concurrent: int = 1) -> None:
         with self._lock:
@@ -127,6 +132,7 @@ class Display:
         """A trial of this session ended; its seconds make the estimate of what is left."""
         with self._lock:
             self._trial_seconds.append(seconds)
+            self._since = time.monotonic()
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -142,13 +148,16 @@ class Display:
         current = max(known, default=None)
         if self._phase in _UNTIMED:
             return None
+        spent = time.monotonic() - self._since
         if self._phase == "final":
-            return current if current is not None else self._expected.get("final")
+            return max(current or 0.0, self._expected.get("final", 0.0) - spent, 0.0) or None  # overdue: nobody knows
         if trial is None:
             return current
         waiting = (self._total - self._done) * trial / self._concurrent
         fit = 0.0
-        if self._phase not in ("search", "runs"):  # before and between the shared stages only their usual cost is known
+        if self._phase in ("search", "runs"):
+            waiting -= min(spent, trial / self._concurrent, waiting)
+        else:  # before and between the shared stages only their usual cost is known
             usual = self._expected.get("prepare", 0.0) - (time.monotonic() - self._begin)
             fit = current if current is not None else max(usual, 0.0)
         return fit + waiting + self._expected.get("final", 0.0)
@@ -192,6 +201,8 @@ class Display:
             text = self.status_text()
             if self._status is not None:
                 self._status.update(text)
-            elif time.monotonic() - self._last_plain >= self._plain_every and text.partition("] ")[2] != self._last_text:
-                self._last_plain, self._last_text = time.monotonic(), text.partition("] ")[2]
+                continue
+            silent, told = time.monotonic() - self._last_plain, text.partition("] ")[2]
+            if silent >= (self._plain_every if told != self._last_text else _SILENT_AT_MOST):
+                self._last_plain, self._last_text = time.monotonic(), told
                 self.say(text)

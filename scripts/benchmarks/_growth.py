@@ -91,7 +91,7 @@ def _proposing(table: FactorialTable, database: Path, trials: int) -> list[float
         proposal = ledger.propose()
         seconds.append(time.perf_counter() - began)
         assert proposal is not None
-        ledger.finish(proposal.number, table.result(table.nearest(proposal.params), set()))
+        ledger.finish(proposal.number, table.result(table.nearest(proposal.params), set(), proposal.vae_only))
     return seconds
 
 
