@@ -67,12 +67,14 @@ def from_storage(storage: Path, study: str, number: int | None, metric: str | No
 
     record = read_study(storage, study)
     folder = storage / study
+    if not (folder / "summary.json").exists():
+        raise InputError(f"{folder / 'summary.json'}: missing, since no trial of study {study} has finished yet")
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         rows = {row["number"]: row for row in summary["trials"]}
         selected = None if summary["selected"] is None else summary["selected"]["trial"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder / 'summary.json'}: missing, or not a study's summary") from None
+        raise InputError(f"{folder / 'summary.json'}: not a study's summary") from None
     candidates = [
         Candidate(row["number"], row["params"], {k: v for k, v in row["metrics"].items() if v is not None}, row["constraint"])
         for row in rows.values()

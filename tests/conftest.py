@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from migvis.training import FitResult, StepLoss, Term, fit
 from tests import services
+
+os.environ.pop("UV", None)  # that pytest was started by `uv run` changes the commands that are printed
 
 
 class _Killed(Exception):

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune.command_line import Parser, add_places, interrupted_by_termination, run_and_exit
+from tune.command_line import Parser, add_places, interrupted_by_termination, python, run_and_exit
 
 if TYPE_CHECKING:
     from tune.ablation.run import Settings
@@ -138,7 +138,7 @@ def settings_of(arguments: argparse.Namespace, given: Sequence[str]) -> Settings
         seed=arguments.seed,
         seeds=arguments.seeds,
         uri=uri,
-        command=redact(shlex.join(["python", "tune/ablate.py", *given])),
+        command=redact(shlex.join([*python(), "tune/ablate.py", *given])),
         subjects=tuple(arguments.subjects),
         address=arguments.address,
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
+import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -72,6 +75,34 @@ def interrupted_by_termination() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
+@contextmanager
+def interruptible_once() -> Iterator[Callable[[], None]]:
+    """Gives a function after whose call a further Ctrl-C or SIGTERM is ignored, until the context ends.
+
+    What an interruption has to leave behind takes seconds, and whoever presses again should still be told how to go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(one) for one in signals]
+
+    def ignore() -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+
+    try:
+        yield ignore
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
+
+
+def python() -> list[str]:
+    """The words by which this process' Python was started, as a user would type them: `uv run` tells that it did by UV."""
+    return ["uv", "run", "python"] if "UV" in os.environ else ["python"]
+
+
 def collect_rarely() -> None:
     """Has garbage looked for less often: among the thousands of modules that are imported there is none, and it takes seconds."""
     gc.set_threshold(50_000, 20, 100)
@@ -80,6 +111,13 @@ def collect_rarely() -> None:
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Runs a command line as this process' only work, and exits with its code."""
     collect_rarely()
-    code = main()
+    try:
+        code = main()
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("migvis", "tune"):
+            raise
+        print(f"error: this Python has no package {error.name}; begin the command with `uv run python`", file=sys.stderr)
+        code = 2
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said, and what is left takes no time worth a traceback
     gc.freeze()  # as the interpreter ends it would look for garbage once more
     sys.exit(code)

@@ -94,7 +94,10 @@ def main(argv: Sequence[str] | None = None, hooks: Hooks | None = None) -> int:
         from migvis.errors import InputError
         from tune.ray_session import job_server, prepare_ray_environment
         from tune.study import Interrupted, StudyFailed, run_study
-
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    try:
         prepare_ray_environment()  # before ray is imported, which reads some of it once
         cluster = job_server(values.address)
         if cluster is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +115,9 @@ def best_of(candidates: Sequence[Candidate], metric: str) -> Selected:
     known = sorted({name for candidate in candidates for name in candidate.metrics})
     having = [candidate for candidate in candidates if math.isfinite(candidate.metrics.get(metric, math.nan))]
     if not having:
-        raise InputError(f"selection: best:{metric}: no finished trial has that metric; they have {', '.join(known) or 'none'}")
+        close = difflib.get_close_matches(metric, known, 3) or [name for name in ("neural_r2", *OBJECTIVES) if name in known]
+        there = f"such as {', '.join(close)}; summary.json lists all" if known else "none"
+        raise InputError(f"selection: best:{metric}: no finished trial has that metric; they have {there}")
     feasible = [candidate for candidate in having if candidate.feasible]
     chosen = max(feasible or having, key=lambda candidate: (candidate.metrics[metric], -candidate.number))
     warning = "" if feasible else f"NO TRIAL MET THE neural_r2 CONSTRAINT: selected trial {chosen.number} by {metric} alone."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from migvis.errors import InputError
+from tune.command_line import interruptible_once, python
 from tune.context import Hooks, StudyContext
 from tune.database import without_password
 from tune.redact import redact
@@ -62,8 +63,8 @@ class Request:
 
     def resume_line(self, study: str) -> str:
         """The command that goes on with the study; credentials are left out, and what the study itself remembers."""
-        words = ["python", "tune/run.py", "--study", study, "--resume"]
         sent = submitted()
+        words = [*(python() if sent is None else ["python"]), "tune/run.py", "--study", study, "--resume"]
         given = {"--storage": self.storage, "--tracking-uri": self.tracking_uri}
         given["--address"] = self.address if sent is None else sent.address
         for option, value in given.items():
@@ -185,6 +186,7 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         database=opened.places.database,
     )
     with ExitStack() as stack:
+        no_more_interruptions = stack.enter_context(interruptible_once())
         stack.enter_context(_told_when_full(request, context))
         context.folder.mkdir(parents=True, exist_ok=True)
         checks = [stack.enter_context(locked(context.folder))]  # before Ray is imported: who is refused is told at once
@@ -208,6 +210,7 @@ def run_study(request: Request, load_hooks: Callable[[], Hooks]) -> None:
         try:
             study.run(request.address)
         except KeyboardInterrupt:
+            no_more_interruptions()
             study.end("interrupted", "KILLED")
             raise Interrupted(request.resume_line(context.study)) from None
         except StudyTakenOver:

@@ -38,7 +38,10 @@ def open_data(config: StudyConfig, storage: Path) -> DataSummary:
     dataset = load_dataset(path)
     for name in data.subjects:
         if name not in dataset.subjects:
-            raise InputError(f"data.subjects: {path} has no subject {name!r}; it has {', '.join(dataset.subjects)}")
+            raise InputError(
+                f"data.subjects: {path} has no subject {name!r}; it has {', '.join(dataset.subjects)}"
+                f" (--set 'data.subjects=[{', '.join(dataset.subjects)}]')"
+            )
     labelled = dataset.stimuli.category_id is not None or dataset.stimuli.pose is not None
     both = dataset.stimuli.category_id is not None and dataset.stimuli.pose is not None
     rendered = dataset.source == "synthetic"

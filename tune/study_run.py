@@ -34,7 +34,7 @@ from tune.tracking_writer import Writer
 from tune.trial_process import stored_result
 from tune.trial_record import TrialRecord
 from tune.trial_result import FinalResult, TrialResult
-from tune.trial_text import params_text, trial_line
+from tune.trial_text import metrics_text, params_text, trial_line
 
 REGISTERED_MODEL = "migvis"
 _RAY_ENDS_WITHIN = 20.0
@@ -305,6 +305,7 @@ class StudyRun:
         seconds = self.clock.seconds()
         phases = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
         print(f"done in {duration(sum(seconds.values()))} ({phases})")
+        print(f"on test images:    {metrics_text(self.final.metrics, ['neural_r2', *self.ledger.objectives])}")
         print(f"browse it:         {command_to_browse(self.context.storage, self.uri, default_uri(self.context.storage))}")
         if self._charts:
             print(f"charts of trials:  {self._charts}")

@@ -25,11 +25,16 @@ def trial_line(record: TrialRecord, objectives: Sequence[str]) -> str:
     names = ["neural_r2"] if record.refused else ["neural_r2", *objectives]
     if record.vae_only:
         names.append(ALIGNMENT)
-    values = ", ".join(f"{name} {_with_error(result.metrics, name)}" for name in names if name in result.metrics)
+    values = metrics_text(result.metrics, names)
     reused = sorted({stage["kind"] for stage in result.stages if stage["reused"]})
     gate = "ended by the gate, " if record.refused else "VAE only, " if record.vae_only else ""
     tail = f"; reused {', '.join(reused)}" if reused else ""
     return f"trial {record.number}: {gate}{values} | {params_text(record.params)}{took}{tail}"
+
+
+def metrics_text(metrics: Mapping[str, float], names: Sequence[str]) -> str:
+    """Those of the named metrics that there are, with their standard errors."""
+    return ", ".join(f"{name} {_with_error(metrics, name)}" for name in names if name in metrics)
 
 
 def _with_error(metrics: Mapping[str, float], name: str) -> str:

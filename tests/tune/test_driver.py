@@ -170,12 +170,15 @@ hooks = Hooks(open_data, prepare, run_trial, finish, plan=None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_exits_130_with_the_line_that_resumes(storage, driver_script, how) -> None:
+@pytest.mark.parametrize(("how", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 4)])
+def test_interrupt_exits_130_with_the_line_that_resumes(storage, driver_script, how, times) -> None:
     driver = Driver(driver_script, TRIAL_SECONDS="1")
     process = driver.start("--study", "k", "--trials", "5")
     driver.wait_for_trial(process, 1)
     process.send_signal(how)
+    for _ in range(times - 1):  # by somebody who cannot wait
+        time.sleep(0.4)
+        process.send_signal(how)
     _, errors = process.communicate(timeout=250)
     assert process.returncode == 130
     assert errors.strip() == f"interrupted; go on with: python tune/run.py --study k --resume --storage {storage}"

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from tune.store_lock import StoreInUse, alone
 from tune.study_config import load_study_config
 from tune.study_folder import default_storage, latest_unfinished, open_storage, read_study
 from tune.study_lock import StudyTakenOver, locked
+from tune.summary import ROOT
 from tune.trial_process import trainable
 
 
@@ -296,6 +299,13 @@ def test_mistake_in_the_options_is_one_line(capsys) -> None:
         main(["--trials", "abc"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: argument --trials: invalid int value: 'abc'\n"
+
+
+def test_a_python_without_the_packages_is_one_line() -> None:
+    """As for somebody who copies `python tune/run.py` where no environment is active."""
+    bare = subprocess.run([sys.executable, "-S", "-E", "tune/run.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert re.fullmatch(r"error: this Python has no package \w+; begin the command with `uv run python`\n", bare.stderr)
 
 
 def test_fit_that_fails_before_the_first_trial_is_one_line(local_ray, storage, science, capsys) -> None:

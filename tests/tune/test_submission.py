@@ -84,6 +84,9 @@ def test_a_job_knows_what_it_is_and_whence(monkeypatch, tmp_path) -> None:
     assert submitted(tmp_path) == NOTE
     assert git_revision(tmp_path) == "abc-dirty"
     assert submitted() is None
+    assert Request().resume_line("s") == "python tune/run.py --study s --resume"
+    monkeypatch.setenv("UV", "/usr/bin/uv")  # as `uv run` does
+    assert Request().resume_line("s") == "uv run python tune/run.py --study s --resume"
     monkeypatch.setattr("tune.study.submitted", lambda: NOTE)
     assert Request().resume_line("s") == "python tune/run.py --study s --resume --address http://head:8265"
     monkeypatch.setattr("tune.browsing.submitted", lambda: NOTE)
