@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +15,13 @@ from torch import Tensor
 from migvis import randomness
 from migvis.config import VAEConfig
 from migvis.errors import InputError
+from migvis.threads import one_thread
 from migvis.training import WHOLE, FitResult, Progress, Shard, check_finite, fit
 from migvis.vae import LossWeights, NeuralVAE, loss_weights, stacked, training_loss, unstack
 
 LOG_EVERY = 50
+MANY = 16
+"""VAEs in one batched fit from which on its operations are large enough for several threads."""
 ROTATION_COUNT = 3
 OWN_FIELDS = {"pc_weight", "kl_weight", "supervision_weight", "category_weight", "learning_rate"}
 """Fields in which the VAEs of one batched fit may differ, beside their seed."""
@@ -59,10 +63,11 @@ def fit_vae(
             with_pc=config.pc_weight > 0 or data.is_logged(step),
         )  # fmt: skip
 
-    result = fit(
-        vae, step_loss, name="vae", steps=data.steps, learning_rate=config.learning_rate, checkpoint=checkpoint, shard=shard,
-        progress=progress, log_every=LOG_EVERY, precision=precision,
-    )  # fmt: skip
+    with one_thread():
+        result = fit(
+            vae, step_loss, name="vae", steps=data.steps, learning_rate=config.learning_rate, checkpoint=checkpoint, shard=shard,
+            progress=progress, log_every=LOG_EVERY, precision=precision,
+        )  # fmt: skip
     data.finish(vae, result.curves)
     return vae, result
 
@@ -126,11 +131,12 @@ def fit_vaes(
         return total, {f"{term}/{index}": value[index] for index in range(len(vaes)) for term, value in each.items()}
 
     rates = [config.learning_rate for config in configs]
-    result = fit(
-        stack, step_loss, name=f"vae × {len(vaes)}", steps=data.steps,
-        learning_rate=rates[0] if len(set(rates)) == 1 else torch.tensor(rates, dtype=dtype, device=device),
-        checkpoint=checkpoint, progress=progress, log_every=LOG_EVERY, precision=precision,
-    )  # fmt: skip
+    with one_thread() if len(vaes) < MANY else nullcontext():
+        result = fit(
+            stack, step_loss, name=f"vae × {len(vaes)}", steps=data.steps,
+            learning_rate=rates[0] if len(set(rates)) == 1 else torch.tensor(rates, dtype=dtype, device=device),
+            checkpoint=checkpoint, progress=progress, log_every=LOG_EVERY, precision=precision,
+        )  # fmt: skip
     unstack(stack, vaes)
     fitted = []
     for index, vae in enumerate(vaes):

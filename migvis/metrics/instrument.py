@@ -19,6 +19,7 @@ from migvis.errors import InputError
 from migvis.metrics.render_fit import RenderBank, RenderFit, build_bank, fit_renders
 from migvis.metrics.selectivity import Reading, Symmetries, pose_distance
 from migvis.randomness import permutation
+from migvis.threads import one_thread
 
 ACCURATE_OBJECT = 0.6
 ACCURATE_POSE_R2 = 0.5
@@ -96,6 +97,7 @@ def rows_of(reading: Reading, rows: Tensor) -> Reading:
     return Reading(reading.category[rows], reading.angles[rows], reading.valid[rows], objects)
 
 
+@one_thread()
 def calibrate_oracle(dataset: Dataset, seed: int, count: int = CALIBRATION_STIMULI) -> Oracle:
     """Builds the bank for the angles that training and validation stimuli have; calibrates on `count` of the latter."""
     labels, validation = label_reading(dataset), dataset.split["validation"]

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from migvis.data.synthetic.objects import OBJECTS_PER_CATEGORY, object_models
 from migvis.data.synthetic.renderer import render
+from migvis.threads import one_thread
 
 CROP = 16
 FOREGROUND = 0.1
@@ -178,6 +179,7 @@ def _refine(
 
 
 @torch.no_grad()
+@one_thread()
 def fit_renders(images: Tensor, bank: RenderBank, candidates: int = 12, finalists: int = 2) -> RenderFit:
     """Fits of images [n, 1, H, W] in [−1, 1]: `candidates` in the object's own window, the best `finalists` in full.
 
