@@ -21,9 +21,15 @@ SEEDS = 20
 _EQUAL = 1e-12
 
 
-def search(table: FactorialTable, sampler: SamplerName, seed: int) -> Iterator[Ended]:
-    """An endless search by one of the samplers that a study may use, on one machine, with the same stage store."""
-    return simulate(table, sampler_by_number(sampler, distributions(table), OBJECTIVES, seed=seed, startup_trials=STARTUP))
+def search(
+    table: FactorialTable, sampler: SamplerName, seed: int, startup: int = STARTUP, trials: int | None = None
+) -> Iterator[Ended]:
+    """An endless search by one of the samplers that a study may use, on one machine, with the same stage store.
+
+    trials: after how many it thinks that it ends.
+    """
+    asked = sampler_by_number(sampler, distributions(table), OBJECTIVES, seed=seed, startup_trials=startup, trials=trials)
+    return simulate(table, asked)
 
 
 class Tried(Protocol):
