@@ -17,6 +17,8 @@ from tune.builders import SHOWN_PAIRS
 from tune.dimension_gallery import read_dimension_gallery
 from tune.gallery import read_gallery
 
+IN_A_ROW = 16
+"""Pictures beside each other, at most: a page shows no more of them large enough."""
 GROUP_NAMES = {1: "group 1\n(pose)", 2: "group 2\n(category)"}
 
 
@@ -47,6 +49,7 @@ def _scored_grid(dataset: Dataset, synthesis: Path, readings: dict[str, Tensor],
         GridRow("source", dataset.images(source.numpy()), names_of(dataset, source)),
         GridRow("target", dataset.images(target.numpy()), names_of(dataset, target)),
     ]
+    # of groups that are not scored, and without guidance, only the first pairs have edits
     shown = min(SHOWN_PAIRS, len(source))
     guided = slice(0, len(edits["group"]) - shown)
     for group in edits["group"][guided].unique().tolist():
@@ -56,7 +59,20 @@ def _scored_grid(dataset: Dataset, synthesis: Path, readings: dict[str, Tensor],
             captions = reading_captions(dataset, readings, chosen)
         rows.append(GridRow(group_label(group, labelled), edits["images"][chosen], captions))
     rows.append(GridRow("no guidance", edits["images"][-shown:]))
-    return edit_grid(rows, path, title)
+    return edit_grid(_wrapped(rows), path, title)
+
+
+def _wrapped(rows: list[GridRow]) -> list[GridRow]:
+    """The rows with at most IN_A_ROW pictures each; the others follow below, under each other in the same order."""
+    wrapped = []
+    for start in range(0, max(len(row.images) for row in rows), IN_A_ROW):
+        part = slice(start, start + IN_A_ROW)
+        wrapped += [
+            GridRow(row.label, row.images[part], None if row.captions is None else row.captions[part])
+            for row in rows
+            if len(row.images) > start
+        ]
+    return wrapped
 
 
 def gallery_grids(dataset: Dataset, gallery: Path, folder: Path, subject: str, edit_step: float) -> dict[str, Path]:

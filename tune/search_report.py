@@ -35,7 +35,7 @@ def write_search_report(
         parameters=", ".join(f"{name} {value:g}" for name, value in selected.params.items()),
         notes=notes,
         tables=[_trials(ledger, selected.trial), _final(outcome.metrics)],
-        figures=[(name.replace("_", ", "), embedded(path)) for name, path in pictures.items()],
+        figures=[(_caption(name), embedded(path)) for name, path in pictures.items()],
         charts=[(caption, embedded(path)) for caption, path in charts.items()],
         costs=_costs(ledger),
         facts={
@@ -52,6 +52,23 @@ def write_search_report(
     path = context.folder / "report.html"
     write_text(path, page)
     return path, {chart.stem: chart for chart in charts.values()}
+
+
+_CAPTIONS = {
+    "scored": "the scored edits of test pairs, each group guided to the target's; under an edit what the instrument sees in it,"
+    " and its selectivity: how far it carries the group's own attribute to the target's, less what it changes of the other one."
+    " Of groups that are not scored, and without guidance, the first two pairs are shown.",
+    "selectivity": "the same as a matrix: how far the edits of a group carry each attribute, mean over these pairs. The table"
+    " below has the mean over all seeds of the final stage.",
+    "target": "each group guided to the target's state, by guidance scale γ.",
+    "shift": "each group's latents moved from the source's by Δ of their standard deviations.",
+}
+"""What the pictures of the final stage show, by what their names begin with."""
+
+
+def _caption(name: str) -> str:
+    kind, _, subject = name.partition("_")
+    return f"{subject}: {_CAPTIONS[kind]}" if kind in _CAPTIONS else name.replace("_", ", ")
 
 
 def _trials(ledger: Ledger, selected: int) -> Table:
@@ -85,8 +102,13 @@ def _final(metrics: Mapping[str, float]) -> Table:
     for name, value in metrics.items():
         if "/" not in name:
             spread = [sd for of, sd in metrics.items() if of.endswith(f"/{name}_sd")]
-            rows.append([name, f"{value:.3f}", f"{spread[0]:.3f}" if len(spread) == 1 else NOTHING])
+            rows.append([name, _short(value), _short(spread[0]) if len(spread) == 1 else NOTHING])
     return Table("the selected configuration on test images", "final", ["metric", "mean", "sd over seeds"], rows)
+
+
+def _short(value: float) -> str:
+    """Three decimals, or as many digits as a small value needs to be told from 0."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
 
 
 def _costs(ledger: Ledger) -> list[tuple[str, int, str, int]]:
