@@ -12,9 +12,9 @@ import torch
 def one_thread() -> Iterator[None]:
     """torch's operations within run in the calling thread alone; also a decorator.
 
-    For work of thousands of small operations, of which a second thread takes off a quarter at most. Each of them ends where
-    its threads meet, and on a busy machine one of them is always waiting for a core: with two other processes on two cores
-    they took 40 to 100 times as long.
+    For work of thousands of small operations, of which a second thread takes off about a quarter. Each of them ends where its
+    threads meet, and on a busy machine one of them is always waiting for a core: beside other processes on two cores they
+    were seen to take 40 to 200 times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

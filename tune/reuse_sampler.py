@@ -111,8 +111,8 @@ class ReuseSampler(optuna.samplers.BaseSampler):
 
     def ends_after_vae(self, trials: Sequence[FrozenTrial], params: Params) -> bool:
         """Whether a proposal is to end after its VAE: none of the other trials of the study has it, and it tells some of the
-        objectives, not all. Before there is a complete trial none does: nothing speaks for one VAE or another. Nor does the last
-        trial of a study.
+        objectives, not all. Before there is a complete trial none does: nothing speaks for one VAE or another. Nor does one
+        that no later trial could use.
         """
         used = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         have = {prefix(one.params, 0) for one in trials if one.state in used and one.params.keys() >= self._distributions.keys()}

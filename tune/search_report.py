@@ -57,7 +57,7 @@ def write_search_report(
 _CAPTIONS = {
     "scored": "the scored edits of test pairs, each group guided to the target's; under an edit what the instrument sees in it,"
     " and its selectivity: how far it carries the group's own attribute to the target's, less what it changes of the other one."
-    " Of groups that are not scored, and without guidance, the first two pairs are shown.",
+    " Of groups that are not scored, and without guidance, the first pairs are shown.",
     "selectivity": "the same as a matrix: how far the edits of a group carry each attribute, mean over these pairs. The table"
     " below has the mean over all seeds of the final stage.",
     "target": "each group guided to the target's state, by guidance scale γ.",

@@ -17,7 +17,7 @@ CONFIGURATION = {"vae.epochs": 5, "vae.readout": "linear"}
 
 
 def open_ledger(
-    folder: Path, *, trials=8, space=None, seed=3, identity=None, recover=None, retries=2, objectives=OBJECTIVES
+    folder: Path, *, trials=8, space=None, seed=3, identity=None, recover=None, retries=2, objectives=OBJECTIVES, sampler="reuse"
 ) -> Ledger:
     space = space or SearchSpace.of(CONFIG, 900)
     return Ledger(
@@ -29,6 +29,7 @@ def open_ledger(
         seed=seed,
         trials=trials,
         startup_trials=3,
+        sampler=sampler,
         start=space.start(CONFIG.configuration),
         retries=retries,
         recover=recover or (lambda number, params: None),

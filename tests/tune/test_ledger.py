@@ -274,12 +274,22 @@ def test_another_study_under_the_same_name_is_refused(tmp_path, changed, named) 
         open_ledger(tmp_path, **changed)
 
 
-def test_total_can_be_raised(tmp_path) -> None:
-    """What is proposed then is another matter: the sampler looks no further ahead than to the end it is told."""
-    first = run(open_ledger(tmp_path, trials=4))
-    more = run(open_ledger(tmp_path, trials=8))
-    assert [proposal.number for proposal in first + more] == list(range(8))
-    assert len({tuple(proposal.params.items()) for proposal in first + more if not proposal.vae_only}) >= 4
+@pytest.mark.parametrize("sampler", ["tpe", "reuse"])
+def test_total_can_be_raised(tmp_path, sampler) -> None:
+    """It then goes on as if it had been so from the beginning, but for what our sampler proposed in view of an end."""
+    for name in ("whole", "raised", "killed"):
+        (tmp_path / name).mkdir()
+    whole = run(open_ledger(tmp_path / "whole", trials=8, sampler=sampler))
+    raised = run(open_ledger(tmp_path / "raised", trials=4, sampler=sampler))
+    raised += run(open_ledger(tmp_path / "raised", trials=8, sampler=sampler))
+    assert [proposal.number for proposal in raised] == list(range(8))
+    if sampler == "tpe":
+        assert raised == whole
+    killed = run(open_ledger(tmp_path / "killed", trials=4, sampler=sampler))
+    killed += run(open_ledger(tmp_path / "killed", trials=8, sampler=sampler), 2)
+    open_ledger(tmp_path / "killed", trials=8, sampler=sampler).propose()
+    killed += run(open_ledger(tmp_path / "killed", trials=8, sampler=sampler))
+    assert killed == raised
 
 
 def test_one_objective(tmp_path) -> None:
